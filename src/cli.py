@@ -1,0 +1,74 @@
+"""How the scripts start: Hydra composes the configuration, the schema checks it, and a mistake is one line."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from src.config import Config, parse, unknown_key_message
+from src.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def run(task: Callable[[Config], float | None]) -> None:
+    """Compose `configs/bert4rec.yaml` with the command line's overrides and hand it to `task`.
+
+    A mistake of the user's ends the program with one line on standard error and exit code 1. With the environment
+    variable HYDRA_FULL_ERROR=1 it ends with the full traceback.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on instead of printing them itself
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bert4rec")
+    def entry(composed: DictConfig) -> Any:
+        try:
+            return task(parse(composed))
+        except (UserError, OSError) as error:  # here already, or Hydra would add a line of its own
+            if wants_traceback:
+                raise
+            fail(error)
+
+    try:
+        entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        fail(error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print the error in one line and exit with code 1."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """The error in one line; for a key that does not exist, the nearest one that does."""
+    message = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown:
+        return unknown_key_message(unknown[1])
+    message = message.split("Config search path")[0]
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def quiet() -> None:
+    """Silence what Lightning says that helps nobody here; its warnings about real trouble stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are made by a few array operations; workers would only cost
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+        "Couldn't infer the batch indices fetched",  # each batch names its own users
+        ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, Lightning's business
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,282 @@
+"""The typed schema of `configs/bert4rec.yaml`: the YAML owns the values, this module types, ranges and cross-checks.
+
+`parse` turns what Hydra composed into plain dataclasses, or raises `UserError` with one line that names the key, the
+value and the way out. It needs neither torch nor data, so that a mistake shows at once.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from src.errors import UserError
+
+SCHEDULERS = ("none", "linear", "cosine")
+OPTIMIZERS = ("adam", "adamw")
+
+
+def _require(ok: bool, key: str, value: object, rule: str) -> None:
+    if not ok:
+        raise UserError(f"{key}={value} is not possible: {rule}")
+
+
+def _require_rate(key: str, value: float | None) -> None:
+    _require(value is None or 0.0 <= value < 1.0, key, value, "give a number from 0 up to, but not including, 1")
+
+
+def _require_share(key: str, value: float) -> None:
+    _require(0.0 <= value <= 1.0, key, value, "give a number from 0 to 1")
+
+
+def _require_at_least(least: int, **values: int) -> None:
+    for key, value in values.items():
+        _require(value >= least, key.replace("__", "."), value, f"give a whole number of at least {least}")
+
+
+@dataclass
+class DataConfig:
+    data_dir: str
+    data_file: str
+    generate_sample: bool
+    batch_size: int
+    min_interactions: int
+    holdout: int
+    window_stride: int | None
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, data__batch_size=self.batch_size, data__min_interactions=self.min_interactions)
+        _require_at_least(0, data__num_workers=self.num_workers)
+        if self.window_stride is not None:
+            _require_at_least(1, data__window_stride=self.window_stride)
+        _require(
+            self.holdout in (0, 1, 2),
+            "data.holdout",
+            self.holdout,
+            "2 holds out a test and a validation item, 1 a validation item, 0 nothing",
+        )
+
+
+@dataclass
+class ModelConfig:
+    hidden_units: int
+    num_heads: int
+    num_layers: int
+    max_len: int
+    dropout_rate: float
+    mask_prob: float
+    share_embeddings: bool
+    mask_token_share: float
+    random_token_share: float
+    mask_last_share: float
+    attention_dropout_rate: float | None
+    ffn_dropout_rate: float | None
+    embedding_norm_first: bool
+    output_transform: bool
+    output_bias: bool
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            1,
+            model__hidden_units=self.hidden_units,
+            model__num_heads=self.num_heads,
+            model__num_layers=self.num_layers,
+        )
+        _require_at_least(2, model__max_len=self.max_len)
+        _require(
+            self.hidden_units % self.num_heads == 0,
+            "model.hidden_units",
+            self.hidden_units,
+            f"it must be divisible by model.num_heads={self.num_heads}",
+        )
+        _require_rate("model.dropout_rate", self.dropout_rate)
+        _require_rate("model.attention_dropout_rate", self.attention_dropout_rate)
+        _require_rate("model.ffn_dropout_rate", self.ffn_dropout_rate)
+        _require(
+            0.0 < self.mask_prob <= 1.0, "model.mask_prob", self.mask_prob, "give a number above 0 and not above 1"
+        )
+        _require_share("model.mask_token_share", self.mask_token_share)
+        _require_share("model.random_token_share", self.random_token_share)
+        _require_share("model.mask_last_share", self.mask_last_share)
+        _require(
+            self.mask_token_share + self.random_token_share <= 1.0 + 1e-9,
+            "model.random_token_share",
+            self.random_token_share,
+            f"with model.mask_token_share={self.mask_token_share} it adds up to more than 1",
+        )
+
+
+@dataclass
+class TrainingConfig:
+    num_epochs: int
+    max_steps: int | None
+    lr: float
+    optimizer: str
+    weight_decay: float
+    decay_norm_and_bias: bool
+    scheduler: str
+    warmup_steps: int
+    gradient_clip: float | None
+    monitor_metric: str
+    early_stopping: bool
+    early_stopping_patience: int
+    val_check_interval: float
+    accelerator: str
+    devices: Any
+    strategy: str
+    precision: str
+    resume: Any
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            1, training__num_epochs=self.num_epochs, training__early_stopping_patience=self.early_stopping_patience
+        )
+        _require_at_least(0, training__warmup_steps=self.warmup_steps)
+        if self.max_steps is not None:
+            _require_at_least(1, training__max_steps=self.max_steps)
+        _require(self.lr > 0.0 and math.isfinite(self.lr), "training.lr", self.lr, "give a number above 0")
+        _require(
+            0.0 <= self.weight_decay < math.inf, "training.weight_decay", self.weight_decay, "give 0 or a number above"
+        )
+        _require(
+            self.optimizer in OPTIMIZERS, "training.optimizer", self.optimizer, f"choose from {', '.join(OPTIMIZERS)}"
+        )
+        _require(
+            self.scheduler in SCHEDULERS, "training.scheduler", self.scheduler, f"choose from {', '.join(SCHEDULERS)}"
+        )
+        _require(
+            self.gradient_clip is None or 0.0 < self.gradient_clip < math.inf,
+            "training.gradient_clip",
+            self.gradient_clip,
+            "give a number above 0, or null for none",
+        )
+        interval = self.val_check_interval
+        _require(
+            0.0 < interval < 1.0 or (interval >= 1.0 and interval == int(interval)),
+            "training.val_check_interval",
+            interval,
+            "a whole number n means every n epochs, a fraction below 1 means that part of an epoch",
+        )
+        _require(
+            isinstance(self.resume, bool | str), "training.resume", self.resume, "give true, false or a checkpoint path"
+        )
+        _require(
+            self.devices == "auto"
+            or (isinstance(self.devices, int) and not isinstance(self.devices, bool) and self.devices >= 1)
+            or (isinstance(self.devices, list) and all(isinstance(d, int) for d in self.devices)),
+            "training.devices",
+            self.devices,
+            "give auto, a number of devices, or a list of device indices",
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    topk: list[int]
+    filter_seen: bool
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, evaluation__batch_size=self.batch_size)
+        _require(
+            len(self.topk) > 0 and all(k >= 1 for k in self.topk),
+            "evaluation.topk",
+            list(self.topk),
+            "give whole numbers of at least 1, such as [5,10]",
+        )
+
+
+@dataclass
+class InferenceConfig:
+    checkpoint_path: str | None
+    output_path: str | None
+    topk: int
+    exclude_seen: bool
+    with_scores: bool
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, inference__topk=self.topk, inference__batch_size=self.batch_size)
+
+
+@dataclass
+class Config:
+    seed: int
+    output_dir: str
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    inference: InferenceConfig
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number from 0 to 4294967295")
+        metrics = validation_metrics(self.evaluation.topk)
+        _require(
+            self.training.monitor_metric in metrics,
+            "training.monitor_metric",
+            self.training.monitor_metric,
+            f"evaluation.topk={list(self.evaluation.topk)} gives {', '.join(metrics)}",
+        )
+        _require(
+            not (self.training.early_stopping and self.data.holdout == 0),
+            "training.early_stopping",
+            self.training.early_stopping,
+            "data.holdout=0 leaves nothing to validate on; use data.holdout=1 or 2",
+        )
+        stride = self.data.window_stride
+        _require(
+            stride is None or stride <= self.model.max_len,
+            "data.window_stride",
+            stride,
+            f"above model.max_len={self.model.max_len} it would leave items out between the windows",
+        )
+
+
+def validation_metrics(topk: Iterable[int]) -> list[str]:
+    """Names that validation logs for these K, as `training.monitor_metric` takes them."""
+    return [f"val_{name}@{k}" for k in topk for name in ("hit", "ndcg")] + ["val_mrr"]
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, such as `model.max_len`."""
+    keys: list[str] = []
+    for field in fields(schema):
+        name = prefix + field.name
+        is_section = isinstance(field.type, type) and is_dataclass(field.type)
+        keys += known_keys(field.type, name + ".") if is_section else [name]  # type: ignore[arg-type]
+    return keys
+
+
+def unknown_key_message(key: str) -> str:
+    """One line for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+    if not near:  # the right name in the wrong section is the other common slip
+        near = [known for known in known_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    hint = f"did you mean {near[0]}?" if near else "configs/bert4rec.yaml lists every key"
+    return f"there is no setting {key}: {hint}"
+
+
+def parse(composed: DictConfig) -> Config:
+    """Check what Hydra composed and return it as plain dataclasses.
+
+    Raises:
+        UserError: for an unknown key, a wrong type, a value out of range, or settings that contradict each other.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        config = OmegaConf.to_object(merged)
+    except UserError:
+        raise
+    except ConfigKeyError as error:
+        raise UserError(unknown_key_message(error.full_key or str(error.key))) from error
+    except OmegaConfBaseException as error:
+        reason = re.sub(r"\s+", " ", str(error).split("\n")[0])
+        raise UserError(f"{error.full_key or 'the settings'}: {reason}") from error
+    assert isinstance(config, Config)
+    return config

@@ -1,0 +1,158 @@
+"""Which rows form which batch, and how a batch is made.
+
+Samplers plan whole batches; a plan follows from the seed, the epoch and the process alone. Data sets turn a plan into
+tensors with a handful of array operations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from src.batch import EvalBatch, PredictBatch, TrainBatch, mask_token
+from src.data import masking
+from src.data.sequences import Indices, Spans, flatten, pad_left
+
+# Batches sorted by length together: enough for little padding, few enough for an epoch to stay random.
+BATCHES_IN_POOL = 32
+
+
+class Plan(NamedTuple):
+    """Rows of one batch, and the entropy of its random draws."""
+
+    rows: Indices
+    entropy: tuple[int, ...]
+
+
+class ShuffledBatches(Sampler[Plan]):
+    """Every row once an epoch, in a new random order each epoch, rows of similar length together.
+
+    Rows are shuffled, sorted by length within pools of some batches, cut into batches, and the batches are shuffled.
+    With several processes each gets an equal share of every batch, so that all take the same number of steps; where a
+    last batch cannot be shared out equally, some of its rows are used twice.
+
+    Args:
+        lengths: [W] int64, length of each row.
+        batch_size: rows in a batch of one process.
+        seed, rank, world_size: with the epoch, what all randomness follows from.
+    """
+
+    def __init__(self, lengths: Indices, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.lengths = lengths
+        self.global_batch_size = batch_size * world_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.global_batch_size)
+
+    def __iter__(self) -> Iterator[Plan]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        pools = np.arange(len(order)) // (self.global_batch_size * BATCHES_IN_POOL)
+        order = order[np.lexsort((self.lengths[order], pools))]
+        for batch in generator.permutation(len(self)):
+            rows = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
+            share = -(-len(rows) // self.world_size)
+            rows = np.resize(rows, share * self.world_size)[self.rank :: self.world_size]
+            yield Plan(rows, (self.seed, self.epoch, int(batch), self.rank))
+
+
+class OrderedBatches(Sampler[Indices]):
+    """Every row exactly once, in order, whatever the number of processes: batches are dealt out to them in turn.
+
+    Args:
+        order: [E] int64, the rows in the order wanted.
+    """
+
+    def __init__(self, order: Indices, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        starts = range(0, len(order), batch_size)[rank::world_size]
+        self.batches = [order[start : start + batch_size] for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Indices]:
+        return iter(self.batches)
+
+
+@dataclass(frozen=True)
+class TrainingSet(Dataset[TrainBatch]):
+    """Spans of at most `max_len` items, masked anew for each plan."""
+
+    tokens: Indices
+    spans: Spans
+    num_items: int
+    mask_prob: float
+    mask_token_share: float
+    random_token_share: float
+    mask_last_share: float
+
+    def __getitem__(self, plan: Plan) -> TrainBatch:
+        generator = np.random.default_rng(plan.entropy)
+        sequences = pad_left(self.tokens, self.spans[plan.rows])
+        is_chosen, is_last_only = masking.choose_targets(sequences, generator, self.mask_prob, self.mask_last_share)
+        inputs = masking.replace_targets(
+            sequences,
+            is_chosen,
+            is_last_only,
+            self.num_items,
+            generator,
+            self.mask_token_share,
+            self.random_token_share,
+        )
+        positions, slots = masking.compact(is_chosen)
+        return TrainBatch(
+            *(torch.from_numpy(array) for array in (inputs, positions, slots, sequences[is_chosen].astype(np.int64)))
+        )
+
+
+@dataclass(frozen=True)
+class HistorySet(Dataset[PredictBatch]):
+    """Histories to be continued: the last max_len - 1 items and [MASK].
+
+    Attributes:
+        tokens: [R] int64.
+        histories: E spans of it, one for each row.
+        exclude_seen: whether the items of the whole history are no candidates.
+    """
+
+    tokens: Indices
+    histories: Spans
+    num_items: int
+    max_len: int
+    exclude_seen: bool
+
+    def __getitem__(self, rows: Indices) -> PredictBatch:
+        return PredictBatch(*self._tensors(rows))
+
+    def _tensors(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        histories = self.histories[rows]
+        inputs = pad_left(self.tokens, histories.last(self.max_len - 1), append=mask_token(self.num_items))
+        seen_rows, seen_items = flatten(self.tokens, histories if self.exclude_seen else histories.last(0))
+        return (
+            torch.from_numpy(rows),
+            torch.from_numpy(inputs),
+            torch.from_numpy(seen_rows),
+            torch.from_numpy(seen_items),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationSet(HistorySet):
+    """Histories whose next item is known: `targets` [E] int64."""
+
+    targets: Indices
+
+    def __getitem__(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
+        return EvalBatch(*self._tensors(rows), torch.from_numpy(self.targets[rows]))

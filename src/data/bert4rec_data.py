@@ -1,0 +1,184 @@
+"""The LightningDataModule: wiring of the stages in this folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.batch import EvalBatch, TrainBatch
+from src.data import sample
+from src.data.batching import EvaluationSet, OrderedBatches, ShuffledBatches, TrainingSet
+from src.data.interactions import read_interactions
+from src.data.sequences import Sequences, build, evaluation_spans, flatten, training_spans, windows
+from src.data.vocabulary import Vocabulary
+from src.errors import UserError
+
+
+class BERT4RecDataModule(pl.LightningDataModule):
+    """Reads the table, splits it by leave-one-out, and serves masked training and ranked evaluation batches.
+
+    Args:
+        data_dir, data_file: where the CSV is; `~` is expanded.
+        max_len: longest input of the model.
+        mask_prob, mask_token_share, random_token_share, mask_last_share: see `src.data.masking`.
+        holdout: 2 holds out the last item for testing and the one before for validation, 1 the last item for
+            validation, 0 nothing.
+        window_stride: None trains on the last `max_len` items of each history; a number, on windows of `max_len`
+            items that many apart.
+        filter_seen: whether evaluation takes the items of the history out of the candidates.
+        seed: what shuffling and masks follow from, together with the epoch.
+
+    Raises:
+        UserError: from `setup`, if the table cannot be used or no user is long enough.
+    """
+
+    sequences: Sequences
+    vocabulary: Vocabulary
+    summary: dict[str, int]
+
+    def __init__(
+        self,
+        data_dir: str = "~/data/train/",
+        data_file: str = "train_ratings.csv",
+        batch_size: int = 128,
+        min_interactions: int = 3,
+        num_workers: int = 4,
+        max_len: int = 50,
+        mask_prob: float = 0.15,
+        mask_token_share: float = 0.8,
+        random_token_share: float = 0.1,
+        mask_last_share: float = 0.0,
+        holdout: int = 2,
+        window_stride: int | None = None,
+        filter_seen: bool = True,
+        eval_batch_size: int = 256,
+        generate_sample: bool = False,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.path = Path(data_dir).expanduser() / data_file
+        self.batch_size = batch_size
+        self.min_interactions = min_interactions
+        self.num_workers = num_workers
+        self.max_len = max_len
+        self.mask_prob = mask_prob
+        self.mask_token_share = mask_token_share
+        self.random_token_share = random_token_share
+        self.mask_last_share = mask_last_share
+        self.holdout = holdout
+        self.window_stride = window_stride
+        self.filter_seen = filter_seen
+        self.eval_batch_size = eval_batch_size
+        self.generate_sample = generate_sample
+        self.seed = seed
+
+    @property
+    def num_items(self) -> int:
+        return len(self.vocabulary)
+
+    def prepare_data(self) -> None:
+        if self.generate_sample:
+            sample.write(self.path, self.seed)
+
+    def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "sequences"):  # Lightning calls once for each stage
+            return
+        interactions = read_interactions(self.path)
+        lengths = interactions.lengths
+        self.sequences, item_ids = build(interactions, self.min_interactions)
+        if len(self.sequences.offsets) == 1:
+            raise UserError(
+                f"{self.path} has no user with at least data.min_interactions={self.min_interactions} interactions:"
+                f" the longest history has {lengths.max()}"
+            )
+        self.spans = training_spans(self.sequences, self.holdout)
+        _, train_tokens = flatten(self.sequences.tokens, self.spans)
+        counts = np.bincount(train_tokens, minlength=len(item_ids) + 1)[1:]
+        self.vocabulary = Vocabulary(pa.array(item_ids, pa.string()), counts)
+        is_short = lengths < self.min_interactions
+        self.summary = {
+            "rows": int(lengths.sum()),
+            "users": len(lengths),
+            "items": len(interactions.item_ids),
+            "has_time": int(interactions.has_time),
+            "short_users": int(is_short.sum()),
+            "short_users_rows": int(lengths[is_short].sum()),
+            "train_users": len(self.spans),
+            "train_items": len(item_ids),
+            "train_rows": len(train_tokens),
+            "longest_history": int(lengths.max()),
+        }
+        if self.holdout:
+            targets = self.evaluation_set(from_end=1)
+            rows, seen = flatten(targets.tokens, targets.histories)
+            self.summary["evaluated_users"] = len(targets.targets)
+            self.summary["repeated_targets"] = len(np.unique(rows[seen == targets.targets[rows]]))
+            if len(targets.targets) == 0:
+                raise UserError(
+                    f"{self.path} has no user with more than data.holdout={self.holdout} interactions, so nothing can"
+                    " be evaluated: train on everything with data.holdout=0"
+                )
+
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
+        if self.window_stride is None:
+            spans = self.spans.last(self.max_len)
+        else:
+            spans = windows(self.spans, self.max_len, self.window_stride)
+        training_set = TrainingSet(
+            self.sequences.tokens,
+            spans,
+            self.num_items,
+            self.mask_prob,
+            self.mask_token_share,
+            self.random_token_share,
+            self.mask_last_share,
+        )
+        sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
+        return self._loader(training_set, sampler)
+
+    def val_dataloader(self) -> DataLoader[EvalBatch] | Sequence[Any]:
+        return self._evaluation_loader(from_end=self.holdout) if self.holdout else []
+
+    def test_dataloader(self) -> DataLoader[EvalBatch] | Sequence[Any]:
+        return self._evaluation_loader(from_end=1) if self.holdout == 2 else []
+
+    def evaluation_set(self, from_end: int) -> EvaluationSet:
+        """Held-out items and the histories before them; `from_end` 1 is each user's last item, 2 the one before."""
+        _, histories, targets = evaluation_spans(self.sequences, self.holdout, from_end)
+        return EvaluationSet(self.sequences.tokens, histories, self.num_items, self.max_len, self.filter_seen, targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.equals(self.vocabulary.ids):
+            raise UserError(
+                f"the checkpoint was trained on other items than {self.path} has: resume on the file it was trained on,"
+                " or start anew with training.resume=false"
+            )
+
+    def _evaluation_loader(self, from_end: int) -> DataLoader[EvalBatch]:
+        evaluation_set = self.evaluation_set(from_end)
+        lengths = evaluation_set.histories.last(self.max_len - 1).lengths
+        by_length = np.argsort(lengths, kind="stable")  # little padding; the order does not matter to the ranks
+        return self._loader(evaluation_set, OrderedBatches(by_length, self.eval_batch_size, *self._process()))
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> DataLoader[Any]:
+        """The sampler plans whole batches and the data set makes them, so the loader does no batching of its own."""
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        workers = 0 if on_cpu else self.num_workers
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=not on_cpu,
+        )

@@ -1,0 +1,95 @@
+"""The top-K table, written while prediction goes on and put under its final name when it is whole."""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from src.batch import PAD, PredictBatch
+from src.data.vocabulary import Vocabulary
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes a CSV with the columns user, item and, if asked, rank and score, K rows a user, best first.
+
+    Takes the predictions of `BERT4Rec.predict_step`: items [B, K] int64, 0 where there are fewer, and scores [B, K].
+
+    Args:
+        path: final name of the table; an earlier one stays until the new one is whole.
+        user_ids: [U] strings, by the `users` of a batch.
+        has_history: [U] bool; the others get `fallback`.
+        fallback: [K] int64, items for users without a history, best first; they have no score.
+        with_scores: add `rank`, 1 for the best, and `score`, the logit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        vocabulary: Vocabulary,
+        user_ids: pa.StringArray,
+        has_history: np.ndarray,
+        fallback: np.ndarray,
+        with_scores: bool,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self.part = path.with_name(path.name + ".part")
+        self.vocabulary = vocabulary
+        self.user_ids = user_ids
+        self.has_history = has_history
+        self.fallback = fallback
+        self.with_scores = with_scores
+        self.rows = 0
+        special = any(pc.any(pc.match_substring_regex(ids, '[",\r\n]')).as_py() for ids in (user_ids, vocabulary.ids))
+        self.options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if special else "none")
+        self.file: BinaryIO | None = None
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.part.open("wb")
+        self.file.write(b"user,item,rank,score\n" if self.with_scores else b"user,item\n")
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: PredictBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        items, scores, users = (tensor.cpu().numpy() for tensor in (*prediction, batch.users))
+        self._write(users, items, scores)
+
+    def _write(self, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        assert self.file is not None
+        is_new = ~self.has_history[users]
+        items[is_new] = PAD
+        items[is_new, : len(self.fallback)] = self.fallback
+        rows, places = np.nonzero(items != PAD)
+        columns = {
+            "user": self.user_ids.take(pa.array(users[rows])),
+            "item": self.vocabulary.decode(items[rows, places]),
+        }
+        if self.with_scores:
+            columns["rank"] = pa.array(places + 1)
+            columns["score"] = pa.array(scores[rows, places], mask=is_new[rows])
+        pyarrow.csv.write_csv(pa.table(columns), self.file, self.options)
+        self.rows += len(rows)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.file is not None
+        self.file.close()
+        os.replace(self.part, self.path)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.part.unlink(missing_ok=True)

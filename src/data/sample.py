@@ -1,0 +1,117 @@
+"""The built-in sample: made-up viewing histories of a film service, whose true next-item distribution is known.
+
+Films have a genre and a popularity (Zipf within the genre). A viewer has a current genre that drifts over time. The
+next film is, with a fixed chance, a follow-up of the last one, else a popular film of the current genre, else any
+popular film; nobody sees a film twice. So order matters, popularity alone does poorly, and the generator, which knows
+each viewer's distribution, can say which figures are the best that any model could reach.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import torch
+from numpy.typing import NDArray
+
+from src import ranking
+from src.errors import UserError
+
+USERS, FILMS, GENRES = 3000, 400, 8
+SHORTEST, LONGEST = 12, 60
+FOLLOW_UP, IN_GENRE = 0.6, 0.32  # the rest of the probability goes to any popular film
+FOLLOW_UP_SHARES = (0.6, 0.3, 0.1)  # of a film's three follow-ups
+DRIFT = 0.08  # chance that a viewer's genre moves to a neighbouring one before a film
+FIRST_TIME, MEAN_GAP = 1_600_000_000, 200_000  # seconds
+
+
+def write(path: Path, seed: int) -> None:
+    """Write the sample as a CSV, and the best reachable figures to a JSON file beside it.
+
+    Files of an earlier call with the same seed are kept.
+
+    Raises:
+        UserError: if there is another file at `path`.
+    """
+    best_path = best_reachable_path(path)
+    if path.exists():
+        if not best_path.exists():
+            raise UserError(f"{path} exists and is not the sample, which would overwrite it: choose another data_file")
+        if json.loads(best_path.read_text())["seed"] == seed:
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    films, lengths, test_ranks = generate(seed)
+    generator = np.random.default_rng((seed, 1))
+    gaps = generator.exponential(MEAN_GAP, films.shape).astype(np.int64) + 1
+    times = FIRST_TIME + gaps.cumsum(axis=1)
+    is_seen = np.arange(LONGEST) < lengths[:, None]
+    users, places = is_seen.nonzero()
+    order = np.argsort(times[users, places], kind="stable")  # the service logged what it saw as it happened
+    users, places = users[order], places[order]
+    table = pa.table(
+        {
+            "user": [f"viewer-{user:04d}" for user in users],
+            "item": [f"film-{film:03d}" for film in films[users, places]],
+            "time": times[users, places],
+        }
+    )
+    part = path.with_name(path.name + ".part")
+    pyarrow.csv.write_csv(table, part)
+    figures = ranking.metrics(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
+    best_path.write_text(json.dumps({"seed": seed, "figures": figures}, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def best_reachable_path(path: Path) -> Path:
+    """Where the best reachable test figures of the sample at `path` stand."""
+    return path.with_name(path.name + ".best.json")
+
+
+def generate(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Draw all histories.
+
+    Returns:
+        films [USERS, LONGEST] int64 (what follows a history's end means nothing), lengths [USERS] int64, and the rank
+        [USERS] int64 that each viewer's last film has when all unseen films are ranked by their true probability.
+    """
+    generator = np.random.default_rng(seed)
+    genres = np.arange(FILMS) % GENRES
+    popularity = 1.0 / (1.0 + np.arange(FILMS) // GENRES) ** 0.8
+    popularity /= popularity.sum()
+    in_genre = (genres == np.arange(GENRES)[:, None]) * popularity  # [genres, films]
+    in_genre /= in_genre.sum(axis=1, keepdims=True)
+    follows = _follow_ups(generator, genres)  # [films, films]
+
+    lengths = np.clip(generator.lognormal(3.3, 0.5, USERS), SHORTEST, LONGEST).astype(np.int64)
+    taste = generator.integers(0, GENRES, USERS)
+    films = np.zeros((USERS, LONGEST), dtype=np.int64)
+    is_unseen = np.ones((USERS, FILMS), dtype=bool)
+    test_ranks = np.zeros(USERS, dtype=np.int64)
+    viewers = np.arange(USERS)
+    for place in range(LONGEST):  # one step for all viewers at once
+        moves = generator.random(USERS) < DRIFT
+        taste = (taste + moves * generator.choice([-1, 1], USERS)) % GENRES
+        likely = IN_GENRE * in_genre[taste] + (1.0 - FOLLOW_UP - IN_GENRE) * popularity  # [users, films]
+        likely = likely + FOLLOW_UP * (follows[films[:, place - 1]] if place else popularity)
+        likely *= is_unseen
+        cumulative = likely.cumsum(axis=1)
+        draws = generator.random(USERS) * cumulative[:, -1]
+        film = (cumulative <= draws[:, None]).sum(axis=1)
+        films[:, place] = film
+        is_last = lengths == place + 1
+        test_ranks[is_last] = (likely >= likely[viewers, film][:, None])[is_last].sum(axis=1) - 1
+        is_unseen[viewers, film] = False
+    return films, lengths, test_ranks
+
+
+def _follow_ups(generator: np.random.Generator, genres: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Chance of each film to follow each other one, [films, films]: three follow-ups within the genre."""
+    follows = np.zeros((FILMS, FILMS))
+    for genre in range(GENRES):
+        films = np.flatnonzero(genres == genre)
+        circle = generator.permutation(films)  # no film follows itself
+        for distance, share in enumerate(FOLLOW_UP_SHARES, start=1):
+            follows[circle, np.roll(circle, distance)] = share
+    return follows

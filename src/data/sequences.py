@@ -1,0 +1,151 @@
+"""Histories as one flat token array with offsets: which part trains, which validates and tests, and padded batches.
+
+A span is a stretch `tokens[start:stop]` of one user's history. U users, W spans, B batch, L longest span of the batch.
+No function here loops over rows or users.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.batch import PAD
+from src.data.interactions import Interactions
+from src.data.vocabulary import Vocabulary
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Stretches of a flat token array.
+
+    Attributes:
+        starts: [W] int64, first place of each.
+        stops: [W] int64, one past the last place.
+    """
+
+    starts: Indices
+    stops: Indices
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, rows: Indices | NDArray[np.bool_]) -> "Spans":
+        return Spans(self.starts[rows], self.stops[rows])
+
+    @property
+    def lengths(self) -> Indices:
+        """[W] int64."""
+        return self.stops - self.starts
+
+    def last(self, most: int) -> "Spans":
+        """The last `most` places of each."""
+        return Spans(np.maximum(self.starts, self.stops - most), self.stops)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Histories of users as tokens.
+
+    Attributes:
+        tokens: [R] int64, items 1..N, each user's in order of time.
+        offsets: [U + 1] int64; the history of user u is tokens[offsets[u] : offsets[u + 1]].
+    """
+
+    tokens: Indices
+    offsets: Indices
+
+    @property
+    def histories(self) -> Spans:
+        """The whole history of every user, U spans."""
+        return Spans(self.offsets[:-1], self.offsets[1:])
+
+
+def build(interactions: Interactions, min_interactions: int) -> tuple[Sequences, list[str]]:
+    """Histories of the users who have at least `min_interactions`, as tokens in a vocabulary of their items alone.
+
+    Returns:
+        The sequences, and the id of the item behind each token: `item_ids[t - 1]` of token t.
+    """
+    keeps_user = interactions.lengths >= min_interactions
+    items = interactions.items[np.repeat(keeps_user, interactions.lengths)]
+    is_used = np.zeros(len(interactions.item_ids), dtype=bool)
+    is_used[items] = True
+    tokens = is_used.cumsum()[items]  # 1..N in order of first appearance in the table
+    offsets = np.concatenate([[0], interactions.lengths[keeps_user].cumsum()])
+    return Sequences(tokens, offsets), interactions.item_ids.filter(is_used).to_pylist()
+
+
+def encode(interactions: Interactions, vocabulary: Vocabulary) -> tuple[Sequences, Indices]:
+    """Histories of all users in a vocabulary that exists already; interactions with unknown items are left out.
+
+    Returns:
+        The sequences, U users (some may have no history left), and [I] int64, for each distinct item of the table how
+        many interactions were left out because the vocabulary does not have it.
+    """
+    tokens_of_items = vocabulary.encode(interactions.item_ids)
+    tokens = tokens_of_items[interactions.items]
+    is_known = tokens != PAD
+    offsets = np.concatenate([[0], is_known.cumsum()])[interactions.offsets]
+    dropped = np.bincount(interactions.items[~is_known], minlength=len(interactions.item_ids))
+    return Sequences(tokens[is_known], offsets), dropped
+
+
+def training_spans(sequences: Sequences, holdout: int) -> Spans:
+    """What training may see: every history without its last `holdout` items.
+
+    A user with no more than `holdout` items gives all of them to training, and is not evaluated.
+    """
+    histories = sequences.histories
+    return Spans(histories.starts, histories.stops - np.where(histories.lengths > holdout, holdout, 0))
+
+
+def evaluation_spans(sequences: Sequences, holdout: int, from_end: int) -> tuple[Indices, Spans, Indices]:
+    """Histories that end before a held-out item, for the users who have more than `holdout` items.
+
+    Args:
+        from_end: which item is the target: 1 the last, 2 the one before; everything before the target is history,
+            so the test history has the validation item in it.
+
+    Returns:
+        users [E] int64, their histories (E spans), and the targets [E] int64.
+    """
+    histories = sequences.histories
+    users = np.flatnonzero(histories.lengths > holdout)
+    places = histories.stops[users] - from_end
+    return users, Spans(histories.starts[users], places), sequences.tokens[places]
+
+
+def windows(spans: Spans, max_len: int, stride: int) -> Spans:
+    """Cut long spans into windows of `max_len`, each `stride` before the next one, the last one flush with the end.
+
+    The first window of a span begins where the span begins, so nothing is left out (stride <= max_len).
+    """
+    counts = 1 + np.ceil(np.maximum(spans.lengths - max_len, 0) / stride).astype(np.int64)
+    rows = np.repeat(np.arange(len(spans)), counts)
+    steps_back = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    starts = np.maximum(spans.stops[rows] - max_len - stride * steps_back, spans.starts[rows])
+    return Spans(starts, np.minimum(starts + max_len, spans.stops[rows]))
+
+
+def pad_left(tokens: Indices, spans: Spans, append: int | None = None) -> Indices:
+    """Spans side by side, padded on the left to the longest.
+
+    Args:
+        append: a token to put after each span.
+
+    Returns:
+        [B, L] int64, L the longest span (plus one with `append`).
+    """
+    places = spans.stops[:, None] + np.arange(-int(spans.lengths.max(initial=0)), 0)  # [B, L]
+    padded = np.where(places >= spans.starts[:, None], tokens.take(places, mode="clip"), PAD)
+    return padded if append is None else np.column_stack([padded, np.full(len(spans), append)])
+
+
+def flatten(tokens: Indices, spans: Spans) -> tuple[Indices, Indices]:
+    """Every token of every span, with the row it belongs to: rows [S] and tokens [S], both int64."""
+    lengths = spans.lengths
+    rows = np.repeat(np.arange(len(spans)), lengths)
+    places = np.arange(len(rows)) + np.repeat(spans.starts - (lengths.cumsum() - lengths), lengths)
+    return rows, tokens[places]

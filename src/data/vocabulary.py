@@ -1,0 +1,49 @@
+"""The frozen map between a person's item ids and token ids; it travels in the checkpoint.
+
+Token 0 is padding, 1..N are items, N + 1 is [MASK].
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Items the model knows, and how often each was seen in training.
+
+    Attributes:
+        ids: [N] strings exactly as they stood in the table; `ids[i]` is token i + 1.
+        counts: [N] int64, training interactions of each item.
+    """
+
+    ids: pa.StringArray
+    counts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def encode(self, ids: pa.StringArray) -> NDArray[np.int64]:
+        """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64."""
+        found = pc.fill_null(pc.index_in(ids, value_set=self.ids), -1)
+        return np.asarray(found, dtype=np.int64) + 1
+
+    def decode(self, tokens: NDArray[np.int64]) -> pa.StringArray:
+        """Id of each item token, 1..N. [R] int64 -> [R] strings."""
+        return self.ids.take(pa.array(tokens - 1))
+
+    def most_popular(self) -> NDArray[np.int64]:
+        """Item tokens, most often seen first, ties in token order. [N] int64."""
+        return np.argsort(-self.counts, kind="stable") + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers, so that a checkpoint loads under `weights_only=True`."""
+        return {"ids": self.ids.to_pylist(), "counts": self.counts.tolist()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Vocabulary":
+        return cls(pa.array(state["ids"], type=pa.string()), np.asarray(state["counts"], dtype=np.int64))

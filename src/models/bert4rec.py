@@ -1,0 +1,239 @@
+"""BERT4Rec as a LightningModule: loss, steps, optimiser and prediction around `src.models.network.Network`."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from src import ranking
+from src.batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
+from src.models.network import Network
+
+
+class Ranks(Metric):
+    """The rank of every user's target, gathered from all processes; every metric follows from it."""
+
+    full_state_update = False
+    ranks: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("ranks", default=[], dist_reduce_fx="cat")
+
+    def update(self, ranks: Tensor) -> None:
+        """Add [B] int64 ranks."""
+        self.ranks.append(ranks)
+
+    def compute(self) -> Tensor:
+        """[users] int64."""
+        return dim_zero_cat(self.ranks)
+
+
+class BERT4Rec(pl.LightningModule):
+    """BERT4Rec (Sun et al., 2019): predicts the items of a sequence that are hidden behind [MASK].
+
+    Args:
+        num_items: size of the catalogue; items are tokens 1..num_items, 0 is padding, num_items + 1 is [MASK].
+        hidden_units, num_heads, num_layers, max_len: size of the network.
+        dropout_rate: after the embedding and on the residual branches, and, unless `attention_dropout_rate` or
+            `ffn_dropout_rate` say otherwise, on the attention distribution and inside the feed-forward network.
+        share_embeddings: whether the output layer uses the item embedding as its matrix.
+        embedding_norm_first, output_transform, output_bias: parts of the paper's code that the paper's text or the
+            common ports lack; see `docs/fidelity.md`.
+        lr, optimizer, weight_decay, decay_norm_and_bias: Adam with L2, or AdamW; optionally no decay on LayerNorm and
+            bias.
+        scheduler, warmup_steps: "none", "linear" or "cosine" decay to zero at the last step, after a linear warm-up.
+        topk: the K of the metrics logged in validation and test.
+
+    Raises:
+        ValueError: if the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        hidden_units: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 3,
+        max_len: int = 50,
+        dropout_rate: float = 0.3,
+        share_embeddings: bool = True,
+        attention_dropout_rate: float | None = None,
+        ffn_dropout_rate: float | None = None,
+        embedding_norm_first: bool = False,
+        output_transform: bool = False,
+        output_bias: bool = False,
+        lr: float = 0.0015,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        decay_norm_and_bias: bool = True,
+        scheduler: str = "none",
+        warmup_steps: int = 0,
+        topk: Sequence[int] = (10,),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.num_items = num_items
+        self.max_len = max_len
+        self.lr = lr
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.scheduler = scheduler
+        self.warmup_steps = warmup_steps
+        self.topk = list(topk)
+        self.predict_topk = 10
+        self.network = Network(
+            num_items,
+            hidden_units,
+            num_heads,
+            num_layers,
+            max_len,
+            dropout_rate,
+            share_embeddings,
+            attention_dropout_rate,
+            ffn_dropout_rate,
+            embedding_norm_first,
+            output_transform,
+            output_bias,
+        )
+        self.ranks = Ranks()
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Logits for every token at every position: [B, L] int64 -> [B, L, num_items + 2], indexed by token id."""
+        logits: Tensor = self.network(sequences)
+        return logits
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Cross entropy over all tokens, averaged over the chosen positions (paper equation 8); a scalar."""
+        hidden = self.network.encode(batch.inputs, batch.positions, batch.slots)  # [N, D]
+        return F.cross_entropy(self.network.logits(hidden), batch.targets)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch.targets))
+        return loss
+
+    def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Tensor:
+        """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2]."""
+        scores = self.network.logits(self.network.encode_last(batch.inputs)).float()
+        return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.ranks.update(ranking.target_ranks(self.candidate_scores(batch), batch.targets))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val_")
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test_")
+
+    def _log_metrics(self, prefix: str) -> None:
+        figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
+        self.ranks.reset()
+        self.log_dict(figures, prog_bar=prefix == "val_")
+
+    def configure_optimizers(self) -> Any:
+        decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
+        exempt = [p for p in self.parameters() if not (p.dim() > 1 or self.decay_norm_and_bias)]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}]
+        if exempt:
+            groups.append({"params": exempt, "weight_decay": 0.0})
+        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        optimizer = optimizer_class(groups, lr=self.lr, fused=True)
+        if self.scheduler == "none" and self.warmup_steps == 0:
+            return optimizer
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, self.warmup_steps, total_steps, self.scheduler)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The `predict_topk` best items of each row and their scores, as `src.ranking.top_k` gives them."""
+        return ranking.top_k(self.candidate_scores(batch), self.predict_topk)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        user_sequences: Sequence[Sequence[int]],
+        topk: int = 10,
+        exclude_items: Sequence[Iterable[int]] | None = None,
+        batch_size: int = 256,
+    ) -> list[list[int]]:
+        """The most likely next items of each history.
+
+        Args:
+            user_sequences: item tokens (1..num_items) of each user, oldest first; only the last max_len - 1 count,
+                and a history may be empty.
+            topk: how many items a user gets; fewer where fewer candidates are left.
+            exclude_items: for each user, items that are no candidates.
+            batch_size: users in one pass.
+
+        Returns:
+            One list of item tokens a user, best first.
+
+        Raises:
+            ValueError: if a token is no item, or `exclude_items` has another length than `user_sequences`.
+        """
+        if exclude_items is None:
+            exclude_items = [()] * len(user_sequences)
+        if len(exclude_items) != len(user_sequences):
+            raise ValueError(f"exclude_items has {len(exclude_items)} entries for {len(user_sequences)} users")
+        was_training = self.training
+        self.eval()
+        try:
+            lists: list[list[int]] = []
+            for start in range(0, len(user_sequences), batch_size):
+                stop = start + batch_size
+                batch = self._predict_batch(user_sequences[start:stop], exclude_items[start:stop])
+                items, _ = ranking.top_k(self.candidate_scores(batch), topk)
+                lists += [[item for item in row if item != PAD] for row in items.tolist()]
+            return lists
+        finally:
+            self.train(was_training)
+
+    def _predict_batch(
+        self, user_sequences: Sequence[Sequence[int]], exclude_items: Sequence[Iterable[int]]
+    ) -> PredictBatch:
+        histories = [list(sequence) for sequence in user_sequences]
+        excluded = [list(items) for items in exclude_items]
+        for item in (item for items in histories + excluded for item in items):
+            if not 1 <= item <= self.num_items:
+                raise ValueError(f"{item} is no item of this model, whose items are 1 to {self.num_items}")
+        inputs = [
+            torch.tensor([*history[max(0, len(history) - self.max_len + 1) :], mask_token(self.num_items)])
+            for history in histories
+        ]
+        rows = [row for row, items in enumerate(excluded) for _ in items]
+        batch = PredictBatch(
+            users=torch.arange(len(histories)),
+            inputs=nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=PAD, padding_side="left"),
+            seen_rows=torch.tensor(rows, dtype=torch.long),
+            seen_items=torch.tensor([item for items in excluded for item in items], dtype=torch.long),
+        )
+        return PredictBatch(*(tensor.to(self.device) for tensor in batch))
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: int, scheduler: str) -> float:
+    """What the learning rate is multiplied by at a step, 0-based: warm-up to 1, then constant or a decay to 0.
+
+    The paper's code decays linearly from the first step on and warms up over it; here decay begins after the warm-up.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if scheduler == "linear":
+        return 1.0 - progress
+    if scheduler == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0

@@ -1,0 +1,186 @@
+"""The bidirectional transformer of BERT4Rec (paper section 3, figure 1b) as a plain `nn.Module`.
+
+B batch, L length, D hidden_units, H num_heads, V tokens (num_items + 2), M query slots per row, N queries in the batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.batch import PAD
+
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head attention in which every query sees every key that is no padding (paper section 3.3)."""
+
+    def __init__(self, hidden_units: int, num_heads: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.query = nn.Linear(hidden_units, hidden_units)
+        self.key_value = nn.Linear(hidden_units, 2 * hidden_units)
+
+    def forward(self, queries: Tensor, sequence: Tensor, is_visible: Tensor) -> Tensor:
+        """Heads joined, before the output projection.
+
+        Args:
+            queries: [B, M, D].
+            sequence: [B, L, D].
+            is_visible: [B, 1, 1, L] bool, False at padding.
+        """
+        q = self._split(self.query(queries))  # [B, H, M, D/H]
+        k, v = (self._split(x) for x in self.key_value(sequence).chunk(2, dim=-1))  # [B, H, L, D/H] each
+        dropout = self.dropout_rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, dropout_p=dropout)  # [B, H, M, D/H]
+        mixed = mixed.transpose(1, 2)  # [B, M, H, D/H]
+        return mixed.flatten(2)  # [B, M, D]
+
+    def _split(self, x: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        return x.view(rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)  # [B, H, L, D/H]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each with dropout, a residual and LayerNorm after it (equations 2 to 6)."""
+
+    def __init__(
+        self,
+        hidden_units: int,
+        num_heads: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        ffn_dropout_rate: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(hidden_units, num_heads, attention_dropout_rate)
+        self.attention_output = nn.Linear(hidden_units, hidden_units)
+        self.attention_norm = nn.LayerNorm(hidden_units)
+        self.ffn = nn.Sequential(
+            nn.Linear(hidden_units, 4 * hidden_units),
+            nn.GELU(),  # the exact, erf form
+            nn.Dropout(ffn_dropout_rate),
+            nn.Linear(4 * hidden_units, hidden_units),
+        )
+        self.ffn_norm = nn.LayerNorm(hidden_units)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(
+        self, x: Tensor, is_visible: Tensor, positions: Tensor | None = None, slots: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D], or, given `positions` [B, M] and `slots` [N], only those queries: [N, D]."""
+        if positions is None or slots is None:
+            queries = x
+            mixed = self.attention(queries, x, is_visible)  # [B, L, D]
+        else:
+            queries = x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))  # [B, M, D]
+            mixed = self.attention(queries, x, is_visible).flatten(0, 1)[slots]  # [N, D]
+            queries = queries.flatten(0, 1)[slots]  # [N, D]
+        h = self.attention_norm(queries + self.dropout(self.attention_output(mixed)))
+        out: Tensor = self.ffn_norm(h + self.dropout(self.ffn(h)))
+        return out
+
+
+class Network(nn.Module):
+    """Embeddings, blocks and output layer: tokens in, logits for every token out.
+
+    Positions are counted from the end of the input: the last column has position max_len - 1 whatever the length, so
+    left padding, and how much of it, changes nothing.
+
+    Raises:
+        ValueError: if `hidden_units` is not divisible by `num_heads`, or the catalogue is empty.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        hidden_units: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 3,
+        max_len: int = 50,
+        dropout_rate: float = 0.3,
+        share_embeddings: bool = True,
+        attention_dropout_rate: float | None = None,
+        ffn_dropout_rate: float | None = None,
+        embedding_norm_first: bool = False,
+        output_transform: bool = False,
+        output_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_items < 1:
+            raise ValueError(f"num_items={num_items}: a model needs at least one item")
+        if hidden_units % num_heads:
+            raise ValueError(f"hidden_units={hidden_units} must be divisible by num_heads={num_heads}")
+        num_tokens = num_items + 2
+        self.num_items = num_items
+        self.max_len = max_len
+        self.embedding_norm_first = embedding_norm_first
+        self.item_embedding = nn.Embedding(num_tokens, hidden_units, padding_idx=PAD)
+        self.position_embedding = nn.Embedding(max_len, hidden_units)
+        self.embedding_norm = nn.LayerNorm(hidden_units)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.blocks = nn.ModuleList(
+            Block(
+                hidden_units,
+                num_heads,
+                dropout_rate,
+                dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
+                dropout_rate if ffn_dropout_rate is None else ffn_dropout_rate,
+            )
+            for _ in range(num_layers)
+        )
+        self.output_transform = (
+            nn.Sequential(nn.Linear(hidden_units, hidden_units), nn.GELU(), nn.LayerNorm(hidden_units))
+            if output_transform
+            else nn.Identity()
+        )
+        self.output = nn.Linear(hidden_units, num_tokens, bias=output_bias)
+        self.apply(_initialise)
+        with torch.no_grad():
+            self.item_embedding.weight[PAD].zero_()
+        if share_embeddings:
+            self.output.weight = self.item_embedding.weight
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """Logits at every position: [B, L] int64 tokens, L <= max_len -> [B, L, V]."""
+        return self.logits(self.encode(sequences))
+
+    def encode(self, inputs: Tensor, positions: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
+        """Hidden states of the last block: [B, L] int64 -> [B, L, D].
+
+        Given `positions` [B, M] and `slots` [N] (see `TrainBatch`), only the states at those places, [N, D]: the last
+        block then computes its queries and its feed-forward network for nothing else, with the same result.
+
+        Raises:
+            ValueError: if L is above max_len.
+        """
+        length = inputs.shape[1]
+        if length > self.max_len:
+            raise ValueError(f"a sequence of {length} tokens is longer than max_len={self.max_len}")
+        x = self.item_embedding(inputs) + self.position_embedding.weight[self.max_len - length :]  # [B, L, D]
+        x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
+        is_visible = (inputs != PAD)[:, None, None, :]  # [B, 1, 1, L]
+        for block in self.blocks[:-1]:
+            x = block(x, is_visible)
+        hidden: Tensor = self.blocks[-1](x, is_visible, positions, slots)
+        return hidden
+
+    def encode_last(self, inputs: Tensor) -> Tensor:
+        """Hidden state of the last column, where prediction has its [MASK]: [B, L] int64 -> [B, D]."""
+        rows, length = inputs.shape
+        positions = inputs.new_full((rows, 1), length - 1)
+        return self.encode(inputs, positions, torch.arange(rows, device=inputs.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], indexed by token id."""
+        logits: Tensor = self.output(self.output_transform(hidden))
+        return logits
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), biases zero; LayerNorm keeps its own ones and zeros."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

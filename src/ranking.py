@@ -1,0 +1,93 @@
+"""Candidates, ranks, metrics and top-K: the one place for evaluation and prediction alike.
+
+B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
+"""
+
+import torch
+from torch import Tensor
+
+from src.batch import PAD
+from src.errors import UserError
+
+EXCLUDED = float("-inf")
+
+
+def candidate_scores(scores: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    """Take padding, [MASK] and each row's seen items out of the race by setting their scores to -inf, in place.
+
+    Args:
+        scores: [B, V], one score per token.
+        seen_rows: [S] int64, rows of `scores`.
+        seen_items: [S] int64, the item to exclude from the row beside it.
+
+    Returns:
+        `scores` itself, [B, V].
+
+    Raises:
+        UserError: if a score is NaN or infinite; such a score has no rank.
+    """
+    if not torch.isfinite(scores).all():
+        raise UserError(
+            "the model gave NaN or infinite scores, which have no rank: training has diverged, try a lower training.lr"
+        )
+    scores[:, PAD] = EXCLUDED
+    scores[:, -1] = EXCLUDED
+    scores.view(-1)[seen_rows * scores.shape[1] + seen_items] = EXCLUDED
+    return scores
+
+
+def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """Rank of each row's target by counting the candidates that score at least as much; ties count against it.
+
+    Args:
+        scores: [B, V] from `candidate_scores`.
+        targets: [B] int64, the true token of each row. An excluded one comes behind every candidate.
+
+    Returns:
+        [B] int64.
+    """
+    target_scores = scores.gather(1, targets[:, None])  # [B, 1]
+    return (scores >= target_scores).sum(dim=1) - 1
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best candidates of each row, best first.
+
+    Args:
+        scores: [B, V] from `candidate_scores`.
+        k: how many; at most V are returned.
+
+    Returns:
+        items [B, K] int64 and their scores [B, K]. Where a row has fewer than K candidates, item is 0 and score -inf.
+    """
+    best, items = scores.topk(min(k, scores.shape[1]), dim=1)  # [B, K] each
+    return items.masked_fill(best == EXCLUDED, PAD), best
+
+
+def hit(ranks: Tensor, k: int) -> Tensor:
+    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K. Same shape."""
+    return (ranks < k).double()
+
+
+def ndcg(ranks: Tensor, k: int) -> Tensor:
+    """NDCG@K of each rank: 1 / log2(rank + 2) within the first K places, else 0. Same shape as `ranks`."""
+    return hit(ranks, k) / torch.log2(ranks.double() + 2.0)
+
+
+def reciprocal_rank(ranks: Tensor) -> Tensor:
+    """1 / (rank + 1), whose mean is MRR. Same shape as `ranks`."""
+    return 1.0 / (ranks.double() + 1.0)
+
+
+def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
+    """Means over users: `{prefix}hit@K` and `{prefix}ndcg@K` for each K, and `{prefix}mrr`.
+
+    Args:
+        ranks: [users] int64, every user once, so that the figures do not depend on the batch size.
+    """
+    figures: dict[str, float] = {}
+    for k in topk:
+        figures[f"{prefix}hit@{k}"] = hit(ranks, k).mean().item()
+        figures[f"{prefix}ndcg@{k}"] = ndcg(ranks, k).mean().item()
+    figures[f"{prefix}mrr"] = reciprocal_rank(ranks).mean().item()
+    return figures

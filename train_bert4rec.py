@@ -1,0 +1,211 @@
+"""Train BERT4Rec on a CSV of user, item, time.
+
+python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from src import cli
+from src.config import Config, TrainingConfig
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from src.data import BERT4RecDataModule
+    from src.models import BERT4Rec
+    from src.run_folder import RunFolder
+
+
+def train(config: Config) -> float | None:
+    """Fit, evaluate the best checkpoint, and write metrics.json.
+
+    Returns:
+        The best value of `training.monitor_metric`, for sweeps; None without validation.
+    """
+    import time
+
+    import pytorch_lightning as pl
+
+    from src import report
+    from src.run_folder import RunFolder
+
+    cli.quiet()
+    pl.seed_everything(config.seed, verbose=False)
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()  # the model needs the size of the catalogue
+    print(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
+        print(
+            f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
+            " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
+        )
+    model = build_model(config, data.num_items)
+    print(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
+
+    folder = RunFolder.at(config.output_dir)
+    resume_path = find_resume_path(config.training.resume, folder)
+    trainer = build_trainer(config, folder)
+    if resume_path is None and trainer.is_global_zero and (archived := folder.archive()):
+        print(f"the earlier run went to {archived}")
+    started = time.perf_counter()
+    trainer.fit(model, data, ckpt_path=resume_path, weights_only=True)
+    seconds = time.perf_counter() - started
+    return finish(config, folder, trainer, model, data, seconds)
+
+
+def build_data(config: Config) -> "BERT4RecDataModule":
+    from src.data import BERT4RecDataModule
+
+    return BERT4RecDataModule(
+        data_dir=config.data.data_dir,
+        data_file=config.data.data_file,
+        batch_size=config.data.batch_size,
+        min_interactions=config.data.min_interactions,
+        num_workers=config.data.num_workers,
+        max_len=config.model.max_len,
+        mask_prob=config.model.mask_prob,
+        mask_token_share=config.model.mask_token_share,
+        random_token_share=config.model.random_token_share,
+        mask_last_share=config.model.mask_last_share,
+        holdout=config.data.holdout,
+        window_stride=config.data.window_stride,
+        filter_seen=config.evaluation.filter_seen,
+        eval_batch_size=config.evaluation.batch_size,
+        generate_sample=config.data.generate_sample,
+        seed=config.seed,
+    )
+
+
+def build_model(config: Config, num_items: int) -> "BERT4Rec":
+    from src.models import BERT4Rec
+
+    return BERT4Rec(
+        num_items=num_items,
+        hidden_units=config.model.hidden_units,
+        num_heads=config.model.num_heads,
+        num_layers=config.model.num_layers,
+        max_len=config.model.max_len,
+        dropout_rate=config.model.dropout_rate,
+        share_embeddings=config.model.share_embeddings,
+        attention_dropout_rate=config.model.attention_dropout_rate,
+        ffn_dropout_rate=config.model.ffn_dropout_rate,
+        embedding_norm_first=config.model.embedding_norm_first,
+        output_transform=config.model.output_transform,
+        output_bias=config.model.output_bias,
+        lr=config.training.lr,
+        optimizer=config.training.optimizer,
+        weight_decay=config.training.weight_decay,
+        decay_norm_and_bias=config.training.decay_norm_and_bias,
+        scheduler=config.training.scheduler,
+        warmup_steps=config.training.warmup_steps,
+        topk=list(config.evaluation.topk),
+    )
+
+
+def find_resume_path(resume: bool | str, folder: "RunFolder") -> str | None:
+    """The checkpoint to go on from, or None for a new run."""
+    from pathlib import Path
+
+    from src.errors import UserError
+
+    if resume is False:
+        return None
+    path = folder.last if resume is True else Path(str(resume)).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path} to resume from: start anew with training.resume=false")
+    return str(path)
+
+
+def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    training = config.training
+    save: dict[str, Any] = {
+        "dirpath": folder.checkpoints,
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+    }
+    callbacks: list[pl.Callback] = [ModelCheckpoint(filename=folder.last.stem, save_on_train_epoch_end=True, **save)]
+    if config.data.holdout:
+        monitor: dict[str, Any] = {"monitor": training.monitor_metric, "mode": "max"}
+        callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
+        if training.early_stopping:
+            callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
+    if training.scheduler != "none" or training.warmup_steps:
+        callbacks.append(LearningRateMonitor("step"))
+    return pl.Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        strategy=training.strategy,
+        precision=training.precision,  # type: ignore[arg-type]
+        max_epochs=training.num_epochs,
+        max_steps=training.max_steps or -1,
+        gradient_clip_val=training.gradient_clip,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder.root, name=folder.logs.name, version=""),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's own samplers share the rows out
+        log_every_n_steps=10,
+        **validation_schedule(training),
+    )
+
+
+def validation_schedule(training: TrainingConfig) -> dict[str, Any]:
+    """Lightning's arguments for `val_check_interval`.
+
+    Given 2.0, Lightning would validate every 2 batches; here a whole number counts epochs.
+    """
+    if training.val_check_interval < 1.0:
+        return {"val_check_interval": training.val_check_interval}
+    return {"check_val_every_n_epoch": int(training.val_check_interval)}
+
+
+def finish(
+    config: Config,
+    folder: "RunFolder",
+    trainer: "pl.Trainer",
+    model: "BERT4Rec",
+    data: "BERT4RecDataModule",
+    seconds: float,
+) -> float | None:
+    """Evaluate the best checkpoint beside popularity, write metrics.json and print the closing table."""
+    import json
+    from dataclasses import asdict
+
+    import torch
+
+    from src import baselines, ranking, report
+    from src.data import sample
+
+    topk = list(config.evaluation.topk)
+    content: dict[str, Any] = {"seconds": round(seconds, 1), "epochs": trainer.current_epoch}
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    monitored = None
+    stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
+    for stage in stages:
+        evaluate = trainer.validate if stage == "val" else trainer.test
+        model_figures = dict(
+            evaluate(model, datamodule=data, ckpt_path=str(folder.best), weights_only=True, verbose=False)[0]
+        )
+        from_end = 1 if stage == stages[-1] else 2
+        popularity = torch.from_numpy(baselines.popularity_ranks(data.vocabulary, data.evaluation_set(from_end)))
+        rows = {"popularity": ranking.metrics(popularity, topk, f"{stage}_"), "BERT4Rec (best.ckpt)": model_figures}
+        if stage == "test" and config.data.generate_sample:
+            reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
+            rows["best reachable"] = {key: reachable[key] for key in (k[5:] for k in model_figures) if key in reachable}
+        tables[stage] = rows
+        monitored = model_figures.get(config.training.monitor_metric, monitored)
+    content |= {"figures": tables, "data": data.summary, "settings": asdict(config), "torch": torch.__version__}
+    if trainer.is_global_zero:
+        report.write_json(folder.metrics, content)
+        print("\n" + report.closing(folder))
+        print("next        python predict_bert4rec.py, with the same overrides")
+    return monitored
+
+
+if __name__ == "__main__":
+    cli.run(train)
