@@ -9,7 +9,10 @@ from src import cli
 from src.config import Config, TrainingConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
 
     from src.data import BERT4RecDataModule
     from src.models import BERT4Rec
@@ -44,9 +47,10 @@ def train(config: Config) -> float | None:
     print(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
 
     folder = RunFolder.at(config.output_dir)
-    resume_path = find_resume_path(config.training.resume, folder)
+    resume_path = find_resume_path(config.training.resume, folder, model)
     trainer = build_trainer(config, folder)
-    if resume_path is None and trainer.is_global_zero and (archived := folder.archive()):
+    goes_on_here = resume_path is not None and resume_path.resolve().parent == folder.checkpoints.resolve()
+    if not goes_on_here and trainer.is_global_zero and (archived := folder.archive()):
         print(f"the earlier run went to {archived}")
     started = time.perf_counter()
     trainer.fit(model, data, ckpt_path=resume_path, weights_only=True)
@@ -72,6 +76,8 @@ def build_data(config: Config) -> "BERT4RecDataModule":
         window_stride=config.data.window_stride,
         filter_seen=config.evaluation.filter_seen,
         eval_batch_size=config.evaluation.batch_size,
+        num_negatives=0 if config.training.loss == "softmax" else config.training.num_negatives,
+        negative_power=config.training.negative_power,
         generate_sample=config.data.generate_sample,
         seed=config.seed,
     )
@@ -93,6 +99,8 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
         embedding_norm_first=config.model.embedding_norm_first,
         output_transform=config.model.output_transform,
         output_bias=config.model.output_bias,
+        loss=config.training.loss,
+        gbce_calibration=config.training.gbce_calibration,
         lr=config.training.lr,
         optimizer=config.training.optimizer,
         weight_decay=config.training.weight_decay,
@@ -103,10 +111,11 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
     )
 
 
-def find_resume_path(resume: bool | str, folder: "RunFolder") -> str | None:
-    """The checkpoint to go on from, or None for a new run."""
+def find_resume_path(resume: bool | str, folder: "RunFolder", model: "BERT4Rec") -> "Path | None":
+    """The checkpoint to go on from, which must fit the model, or None for a new run."""
     from pathlib import Path
 
+    from src import checkpoint
     from src.errors import UserError
 
     if resume is False:
@@ -114,13 +123,25 @@ def find_resume_path(resume: bool | str, folder: "RunFolder") -> str | None:
     path = folder.last if resume is True else Path(str(resume)).expanduser()
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path} to resume from: start anew with training.resume=false")
-    return str(path)
+    there = {name: tuple(tensor.shape) for name, tensor in checkpoint.load(path)[0].state_dict().items()}
+    here = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{path} has another architecture than the settings: {name} is {there.get(name, 'missing')} there and"
+            f" {here.get(name, 'missing')} here; resume with the settings it was trained with"
+        )
+    return path
 
 
 def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
     import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
+
+    from src.errors import UserError
 
     training = config.training
     save: dict[str, Any] = {
@@ -136,6 +157,18 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
     if training.scheduler != "none" or training.warmup_steps:
         callbacks.append(LearningRateMonitor("step"))
+    try:
+        return _trainer(training, callbacks, TensorBoardLogger(folder.root, name=folder.logs.name, version=""))
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(
+            f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
+            f" precision={training.precision} do not work here: {error}"
+        ) from error
+
+
+def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "Logger") -> "pl.Trainer":
+    import pytorch_lightning as pl
+
     return pl.Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
@@ -145,7 +178,7 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
         max_steps=training.max_steps or -1,
         gradient_clip_val=training.gradient_clip,
         callbacks=callbacks,
-        logger=TensorBoardLogger(folder.root, name=folder.logs.name, version=""),
+        logger=logger,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own samplers share the rows out
@@ -186,14 +219,18 @@ def finish(
     tables: dict[str, dict[str, dict[str, float]]] = {}
     monitored = None
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
+    chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
     for stage in stages:
         evaluate = trainer.validate if stage == "val" else trainer.test
         model_figures = dict(
-            evaluate(model, datamodule=data, ckpt_path=str(folder.best), weights_only=True, verbose=False)[0]
+            evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)[0]
         )
         from_end = 1 if stage == stages[-1] else 2
         popularity = torch.from_numpy(baselines.popularity_ranks(data.vocabulary, data.evaluation_set(from_end)))
-        rows = {"popularity": ranking.metrics(popularity, topk, f"{stage}_"), "BERT4Rec (best.ckpt)": model_figures}
+        rows = {
+            "popularity": ranking.metrics(popularity, topk, f"{stage}_"),
+            f"BERT4Rec ({chosen.name})": model_figures,
+        }
         if stage == "test" and config.data.generate_sample:
             reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
             rows["best reachable"] = {key: reachable[key] for key in (k[5:] for k in model_figures) if key in reachable}

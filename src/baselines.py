@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from src import ranking
 from src.data.batching import EvaluationSet
 from src.data.sequences import flatten
 from src.data.vocabulary import Vocabulary
@@ -12,7 +13,7 @@ def popularity_ranks(vocabulary: Vocabulary, evaluation_set: EvaluationSet) -> N
     """Rank of every held-out item when all candidates are ranked by how often training saw them.
 
     The same rules as for a model: seen items are no candidates if the set says so, ties count against the target, and
-    an excluded target comes behind every candidate. Counted without a score matrix.
+    an excluded target is `ranking.UNRANKED`. Counted without a score matrix.
 
     Returns:
         [E] int64, in the order of the set.
@@ -25,5 +26,5 @@ def popularity_ranks(vocabulary: Vocabulary, evaluation_set: EvaluationSet) -> N
         pairs = np.unique(rows * (len(counts) + 1) + items)  # a history may have an item twice
         rows, items = np.divmod(pairs, len(counts) + 1)
         ranks -= np.bincount(rows[counts[items - 1] >= target_counts[rows]], minlength=len(targets))
-        ranks[rows[items == targets[rows]]] = len(counts) + 1
+        ranks[rows[items == targets[rows]]] = ranking.UNRANKED
     return ranks

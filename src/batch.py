@@ -28,6 +28,20 @@ class TrainBatch(NamedTuple):
     targets: Tensor  # [N] int64, the true item at each used slot, 1..num_items
 
 
+class Negatives(NamedTuple):
+    """Items that stand for all others in a sampled loss; the same for every target of a step."""
+
+    items: Tensor  # [K] int64, drawn with replacement
+    log_counts: Tensor  # [K] float32, log of how often each is expected among the K draws
+
+
+class TrainStep(NamedTuple):
+    """What one optimiser step sees: a batch in parts of similar length, and the negatives if the loss needs some."""
+
+    parts: list[TrainBatch]
+    negatives: Negatives | None
+
+
 class PredictBatch(NamedTuple):
     """Histories that end in [MASK], to be continued."""
 

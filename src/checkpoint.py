@@ -24,7 +24,9 @@ def load(path: Path) -> tuple[BERT4Rec, Vocabulary]:
         vocabulary = Vocabulary.from_state_dict(content["BERT4RecDataModule"]["vocabulary"])
         model = BERT4Rec(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if len(vocabulary) != model.num_items:
+            raise ValueError(f"{len(vocabulary)} item ids for {model.num_items} items")
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is no checkpoint of this program ({type(error).__name__}: {reason}): give one that"
@@ -41,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, or no checkpoint, or holds more than weights and"
             " plain values; give one that train_bert4rec.py wrote"

@@ -17,6 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from src.config import Config, parse, unknown_key_message
 from src.errors import UserError
 
+# Settings whose values are taken as they stand: Hydra's grammar stumbles over `~`, `=`, `,` and letters beyond ASCII.
+PATH_KEYS = (
+    "output_dir",
+    "data.data_dir",
+    "data.data_file",
+    "training.resume",
+    "inference.checkpoint_path",
+    "inference.output_path",
+)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -28,6 +37,8 @@ def run(task: Callable[[Config], float | None]) -> None:
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on instead of printing them itself
+    if not {"-m", "--multirun"} & set(sys.argv):  # there a comma separates the values of a sweep
+        sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bert4rec")
     def entry(composed: DictConfig) -> Any:
@@ -44,6 +55,15 @@ def run(task: Callable[[Config], float | None]) -> None:
         if wants_traceback:
             raise
         fail(error)
+
+
+def quote_path(argument: str) -> str:
+    """The override with its value in quotes, if its key is one of `PATH_KEYS` and it has none yet."""
+    key, _, value = argument.partition("=")
+    if key not in PATH_KEYS or not value or value[0] in "'\"" or value in ("null", "true", "false"):
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def fail(error: Exception) -> NoReturn:
@@ -68,6 +88,8 @@ def quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are made by a few array operations; workers would only cost
         "Checkpoint directory .* exists and is not empty",  # a resumed run
+        ".*smaller than the logging interval.*",  # a small data set
+        ".*Total length of .* across ranks is zero.*",  # data.holdout=0 has nothing to validate on
         "Couldn't infer the batch indices fetched",  # each batch names its own users
         ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, Lightning's business
     ):

@@ -17,6 +17,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from src.errors import UserError
 
 SCHEDULERS = ("none", "linear", "cosine")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
+LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
 
 
@@ -116,6 +118,10 @@ class TrainingConfig:
     num_epochs: int
     max_steps: int | None
     lr: float
+    loss: str
+    num_negatives: int
+    negative_power: float
+    gbce_calibration: float
     optimizer: str
     weight_decay: float
     decay_norm_and_bias: bool
@@ -143,6 +149,17 @@ class TrainingConfig:
         _require(
             0.0 <= self.weight_decay < math.inf, "training.weight_decay", self.weight_decay, "give 0 or a number above"
         )
+        _require(self.loss in LOSSES, "training.loss", self.loss, f"choose from {', '.join(LOSSES)}")
+        _require_at_least(1, training__num_negatives=self.num_negatives)
+        _require_share("training.negative_power", self.negative_power)
+        _require_share("training.gbce_calibration", self.gbce_calibration)
+        _require(
+            self.loss == "softmax" or (self.weight_decay == 0.0 and self.optimizer == "adam"),
+            "training.loss",
+            self.loss,
+            "it updates only the rows of items that a step touches, which needs training.optimizer=adam and"
+            " training.weight_decay=0.0",
+        )
         _require(
             self.optimizer in OPTIMIZERS, "training.optimizer", self.optimizer, f"choose from {', '.join(OPTIMIZERS)}"
         )
@@ -157,18 +174,24 @@ class TrainingConfig:
         )
         interval = self.val_check_interval
         _require(
-            0.0 < interval < 1.0 or (interval >= 1.0 and interval == int(interval)),
+            0.0 < interval < 1.0 or (interval >= 1.0 and float(interval).is_integer()),
             "training.val_check_interval",
             interval,
             "a whole number n means every n epochs, a fraction below 1 means that part of an epoch",
+        )
+        _require(
+            self.precision in PRECISIONS,
+            "training.precision",
+            self.precision,
+            f"choose from {', '.join(PRECISIONS)}",
         )
         _require(
             isinstance(self.resume, bool | str), "training.resume", self.resume, "give true, false or a checkpoint path"
         )
         _require(
             self.devices == "auto"
-            or (isinstance(self.devices, int) and not isinstance(self.devices, bool) and self.devices >= 1)
-            or (isinstance(self.devices, list) and all(isinstance(d, int) for d in self.devices)),
+            or (type(self.devices) is int and self.devices >= 1)
+            or (isinstance(self.devices, list) and self.devices != [] and all(type(d) is int for d in self.devices)),
             "training.devices",
             self.devices,
             "give auto, a number of devices, or a list of device indices",
@@ -229,6 +252,13 @@ class Config:
             self.training.early_stopping,
             "data.holdout=0 leaves nothing to validate on; use data.holdout=1 or 2",
         )
+        interval = self.training.val_check_interval
+        _require(
+            self.data.holdout == 0 or interval <= self.training.num_epochs,
+            "training.val_check_interval",
+            f"{interval:g}",
+            f"training.num_epochs={self.training.num_epochs} would end before the first validation",
+        )
         stride = self.data.window_stride
         _require(
             stride is None or stride <= self.model.max_len,
@@ -255,9 +285,9 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
 
 def unknown_key_message(key: str) -> str:
     """One line for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-    if not near:  # the right name in the wrong section is the other common slip
-        near = [known for known in known_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    keys = known_keys()
+    near = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]  # in the wrong section
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "configs/bert4rec.yaml lists every key"
     return f"there is no setting {key}: {hint}"
 

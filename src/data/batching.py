@@ -5,7 +5,7 @@ tensors with a handful of array operations.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from src.batch import EvalBatch, PredictBatch, TrainBatch, mask_token
+from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
 from src.data import masking
 from src.data.sequences import Indices, Spans, flatten, pad_left
 
 # Batches sorted by length together: enough for little padding, few enough for an epoch to stay random.
 BATCHES_IN_POOL = 32
+# What a layer holds of so many tokens fits in a processor's cache at the usual widths of 64 to 256.
+TOKENS_PER_PART = 4096
+# Scores of so many (user, item) pairs, 16 MiB, stay in the last level of cache.
+SCORES_PER_PART = 2**22
+
+
+# Kinds of random draws, so that no two use the same stream.
+SHUFFLE, MASKS = 1, 2
 
 
 class Plan(NamedTuple):
@@ -33,7 +41,7 @@ class ShuffledBatches(Sampler[Plan]):
 
     Rows are shuffled, sorted by length within pools of some batches, cut into batches, and the batches are shuffled.
     With several processes each gets an equal share of every batch, so that all take the same number of steps; where a
-    last batch cannot be shared out equally, some of its rows are used twice.
+    last batch cannot be shared out equally, some of its rows are used again.
 
     Args:
         lengths: [W] int64, length of each row.
@@ -57,7 +65,7 @@ class ShuffledBatches(Sampler[Plan]):
         return -(-len(self.lengths) // self.global_batch_size)
 
     def __iter__(self) -> Iterator[Plan]:
-        generator = np.random.default_rng((self.seed, self.epoch))
+        generator = np.random.default_rng((self.seed, self.epoch, SHUFFLE))
         order = generator.permutation(len(self.lengths))
         pools = np.arange(len(order)) // (self.global_batch_size * BATCHES_IN_POOL)
         order = order[np.lexsort((self.lengths[order], pools))]
@@ -65,7 +73,7 @@ class ShuffledBatches(Sampler[Plan]):
             rows = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
             share = -(-len(rows) // self.world_size)
             rows = np.resize(rows, share * self.world_size)[self.rank :: self.world_size]
-            yield Plan(rows, (self.seed, self.epoch, int(batch), self.rank))
+            yield Plan(rows, (self.seed, self.epoch, MASKS, int(batch), self.rank))
 
 
 class OrderedBatches(Sampler[Indices]):
@@ -86,9 +94,44 @@ class OrderedBatches(Sampler[Indices]):
         return iter(self.batches)
 
 
+def split_by_length(rows: Indices, lengths: Indices, tokens_per_part: int | None) -> list[Indices]:
+    """Rows [B] in order of their lengths [B], cut into parts of about equal numbers of tokens; None: a single part."""
+    order = np.argsort(lengths, kind="stable")
+    tokens = lengths[order].cumsum()
+    parts = 1 if tokens_per_part is None else max(1, -(-int(tokens[-1]) // tokens_per_part))
+    cuts = np.searchsorted(tokens, tokens[-1] * np.arange(1, parts) / parts)
+    return [part for part in np.split(rows[order], cuts) if len(part)]
+
+
+class NegativeSampler:
+    """Draws items for the sampled losses, an item seen c times in training with a chance that goes with c ** power.
+
+    Args:
+        counts: [num_items] int64, training interactions of each item.
+        size: items in a draw, K.
+        power: 0 draws all items alike, 1 by popularity.
+    """
+
+    def __init__(self, counts: Indices, size: int, power: float) -> None:
+        weights = np.maximum(counts, 1).astype(np.float64) ** power
+        self.size = size
+        self.cumulative = weights.cumsum() / weights.sum()
+        self.log_counts = np.log(size * weights / weights.sum()).astype(np.float32)
+
+    def draw(self, generator: np.random.Generator) -> Negatives:
+        """K items, in a time that hardly depends on the size of the catalogue."""
+        places = np.searchsorted(self.cumulative, generator.random(self.size), side="right")
+        places = np.minimum(places, len(self.cumulative) - 1)  # the last sum may be a little below 1
+        return Negatives(torch.from_numpy(places + 1), torch.from_numpy(self.log_counts[places]))
+
+
 @dataclass(frozen=True)
-class TrainingSet(Dataset[TrainBatch]):
-    """Spans of at most `max_len` items, masked anew for each plan."""
+class TrainingSet(Dataset[TrainStep]):
+    """Spans of at most `max_len` items, masked anew for each plan.
+
+    A batch is made in parts of similar length of about `tokens_per_part` tokens, so that little is padded and what a
+    part needs stays in the processor's cache; None makes one part of it.
+    """
 
     tokens: Indices
     spans: Spans
@@ -97,10 +140,19 @@ class TrainingSet(Dataset[TrainBatch]):
     mask_token_share: float
     random_token_share: float
     mask_last_share: float
+    tokens_per_part: int | None = None
+    negative_sampler: NegativeSampler | None = None
 
-    def __getitem__(self, plan: Plan) -> TrainBatch:
+    def __getitem__(self, plan: Plan) -> TrainStep:
         generator = np.random.default_rng(plan.entropy)
-        sequences = pad_left(self.tokens, self.spans[plan.rows])
+        parts = split_by_length(plan.rows, self.spans.lengths[plan.rows], self.tokens_per_part)
+        return TrainStep(
+            [self._part(rows, generator) for rows in parts],
+            self.negative_sampler.draw(generator) if self.negative_sampler else None,
+        )
+
+    def _part(self, rows: Indices, generator: np.random.Generator) -> TrainBatch:
+        sequences = pad_left(self.tokens, self.spans[rows])
         is_chosen, is_last_only = masking.choose_targets(sequences, generator, self.mask_prob, self.mask_last_share)
         inputs = masking.replace_targets(
             sequences,
@@ -118,7 +170,7 @@ class TrainingSet(Dataset[TrainBatch]):
 
 
 @dataclass(frozen=True)
-class HistorySet(Dataset[PredictBatch]):
+class HistorySet(Dataset[list[PredictBatch]]):
     """Histories to be continued: the last max_len - 1 items and [MASK].
 
     Attributes:
@@ -132,8 +184,20 @@ class HistorySet(Dataset[PredictBatch]):
     num_items: int
     max_len: int
     exclude_seen: bool
+    tokens_per_part: int | None = field(default=None, kw_only=True)
 
-    def __getitem__(self, rows: Indices) -> PredictBatch:
+    def __getitem__(self, rows: Indices) -> list[PredictBatch]:
+        return [self._part(part) for part in self._parts(rows)]
+
+    def _parts(self, rows: Indices) -> list[Indices]:
+        """Each part small enough for its inputs and its scores of all items to stay in cache."""
+        lengths = self.histories[rows].last(self.max_len - 1).lengths + 1
+        if self.tokens_per_part is not None:
+            most_rows = max(1, SCORES_PER_PART // self.num_items)
+            lengths = np.maximum(lengths, self.tokens_per_part // most_rows)
+        return split_by_length(rows, lengths, self.tokens_per_part)
+
+    def _part(self, rows: Indices) -> PredictBatch:
         return PredictBatch(*self._tensors(rows))
 
     def _tensors(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,5 +218,5 @@ class EvaluationSet(HistorySet):
 
     targets: Indices
 
-    def __getitem__(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
+    def _part(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
         return EvalBatch(*self._tensors(rows), torch.from_numpy(self.targets[rows]))

@@ -9,9 +9,16 @@ import pyarrow as pa
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, TrainBatch
+from src.batch import EvalBatch, TrainStep
 from src.data import sample
-from src.data.batching import EvaluationSet, OrderedBatches, ShuffledBatches, TrainingSet
+from src.data.batching import (
+    TOKENS_PER_PART,
+    EvaluationSet,
+    NegativeSampler,
+    OrderedBatches,
+    ShuffledBatches,
+    TrainingSet,
+)
 from src.data.interactions import read_interactions
 from src.data.sequences import Sequences, build, evaluation_spans, flatten, training_spans, windows
 from src.data.vocabulary import Vocabulary
@@ -56,6 +63,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
         window_stride: int | None = None,
         filter_seen: bool = True,
         eval_batch_size: int = 256,
+        num_negatives: int = 0,
+        negative_power: float = 0.0,
         generate_sample: bool = False,
         seed: int = 42,
     ) -> None:
@@ -73,6 +82,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.window_stride = window_stride
         self.filter_seen = filter_seen
         self.eval_batch_size = eval_batch_size
+        self.num_negatives = num_negatives
+        self.negative_power = negative_power
         self.generate_sample = generate_sample
         self.seed = seed
 
@@ -123,7 +134,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
                     " be evaluated: train on everything with data.holdout=0"
                 )
 
-    def train_dataloader(self) -> DataLoader[TrainBatch]:
+    def train_dataloader(self) -> DataLoader[TrainStep]:
         if self.window_stride is None:
             spans = self.spans.last(self.max_len)
         else:
@@ -136,6 +147,10 @@ class BERT4RecDataModule(pl.LightningDataModule):
             self.mask_token_share,
             self.random_token_share,
             self.mask_last_share,
+            TOKENS_PER_PART if self._on_cpu() else None,
+            NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
+            if self.num_negatives
+            else None,
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         return self._loader(training_set, sampler)
@@ -149,7 +164,15 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def evaluation_set(self, from_end: int) -> EvaluationSet:
         """Held-out items and the histories before them; `from_end` 1 is each user's last item, 2 the one before."""
         _, histories, targets = evaluation_spans(self.sequences, self.holdout, from_end)
-        return EvaluationSet(self.sequences.tokens, histories, self.num_items, self.max_len, self.filter_seen, targets)
+        return EvaluationSet(
+            self.sequences.tokens,
+            histories,
+            self.num_items,
+            self.max_len,
+            self.filter_seen,
+            targets,
+            tokens_per_part=TOKENS_PER_PART if self._on_cpu() else None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary.state_dict()}
@@ -170,9 +193,12 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _on_cpu(self) -> bool:
+        return self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+
     def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> DataLoader[Any]:
         """The sampler plans whole batches and the data set makes them, so the loader does no batching of its own."""
-        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        on_cpu = self._on_cpu()
         workers = 0 if on_cpu else self.num_workers
         return DataLoader(
             dataset,

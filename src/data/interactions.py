@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -85,7 +86,7 @@ def _read_csv(path: Path) -> pa.Table:
     if repeated:
         raise UserError(f"{path} has the column {repeated[0]} more than once: keep one of them")
     if len(table) == 0:
-        raise UserError(f"{path} has a header but no rows")
+        raise UserError(f"{path} has a header but no rows: it needs one row for each interaction")
     return table
 
 
@@ -102,15 +103,27 @@ def _times(column: pa.ChunkedArray, path: Path) -> NDArray[np.generic]:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise UserError(f"{path} has no time in data row {row + 1}: fill it in, or leave the column out altogether")
-    if pa.types.is_temporal(column.type):
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         column = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        row, value = _first_bad_time(column)
         raise UserError(
-            f"{path} has a time that is neither a number nor an ISO date, such as {column[0].as_py()!r} in data row 1:"
-            " use Unix times or dates like 2024-01-31 12:00:00"
+            f"{path} has a time that is neither a number nor an ISO date, or not of the kind of the others:"
+            f" {value!r} in data row {row + 1}: use Unix times or dates like 2024-01-31 12:00:00 throughout"
         )
     times: NDArray[np.generic] = column.to_numpy()
     if not np.isfinite(times).all():
         row = int(np.flatnonzero(~np.isfinite(times))[0])
         raise UserError(f"{path} has the time {times[row]} in data row {row + 1}: every time must be a finite number")
     return times
+
+
+def _first_bad_time(column: pa.ChunkedArray) -> tuple[int, str]:
+    """Row and text of the first time that reads neither as what most of the column is, a number or a date."""
+    texts = pd.Series([str(value) for value in column.to_pylist()])
+    is_bad = min(
+        (pd.to_numeric(texts, errors="coerce").isna(), pd.to_datetime(texts, errors="coerce", format="ISO8601").isna()),
+        key=lambda bad: int(bad.sum()),
+    )
+    row = int(is_bad.to_numpy().argmax())
+    return row, str(texts[row])

@@ -11,14 +11,15 @@ import pyarrow.csv
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from src.batch import PAD, PredictBatch
+from src.batch import PAD
 from src.data.vocabulary import Vocabulary
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes a CSV with the columns user, item and, if asked, rank and score, K rows a user, best first.
 
-    Takes the predictions of `BERT4Rec.predict_step`: items [B, K] int64, 0 where there are fewer, and scores [B, K].
+    Takes the predictions of `BERT4Rec.predict_step`: users [B] int64, items [B, K] int64, 0 where there are fewer, and
+    scores [B, K].
 
     Args:
         path: final name of the table; an earlier one stays until the new one is whole.
@@ -61,12 +62,11 @@ class PredictionWriter(BasePredictionWriter):
         pl_module: pl.LightningModule,
         prediction: Any,
         batch_indices: Any,
-        batch: PredictBatch,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        items, scores, users = (tensor.cpu().numpy() for tensor in (*prediction, batch.users))
-        self._write(users, items, scores)
+        self._write(*(tensor.cpu().numpy() for tensor in prediction))
 
     def _write(self, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
         assert self.file is not None

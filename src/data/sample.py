@@ -6,6 +6,7 @@ popular film; nobody sees a film twice. So order matters, popularity alone does 
 each viewer's distribution, can say which figures are the best that any model could reach.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -37,10 +38,12 @@ def write(path: Path, seed: int) -> None:
     """
     best_path = best_reachable_path(path)
     if path.exists():
-        if not best_path.exists():
+        best = json.loads(best_path.read_text()) if best_path.exists() else {}
+        if best.get("sha256") != _sha256(path):
             raise UserError(f"{path} exists and is not the sample, which would overwrite it: choose another data_file")
-        if json.loads(best_path.read_text())["seed"] == seed:
+        if best["seed"] == seed:
             return
+        path.unlink()  # so that it never stands beside the figures of another one
     path.parent.mkdir(parents=True, exist_ok=True)
     films, lengths, test_ranks = generate(seed)
     generator = np.random.default_rng((seed, 1))
@@ -60,7 +63,7 @@ def write(path: Path, seed: int) -> None:
     part = path.with_name(path.name + ".part")
     pyarrow.csv.write_csv(table, part)
     figures = ranking.metrics(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
-    best_path.write_text(json.dumps({"seed": seed, "figures": figures}, indent=2) + "\n")
+    best_path.write_text(json.dumps({"seed": seed, "sha256": _sha256(part), "figures": figures}, indent=2) + "\n")
     os.replace(part, path)
 
 
@@ -69,23 +72,32 @@ def best_reachable_path(path: Path) -> Path:
     return path.with_name(path.name + ".best.json")
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def generate(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Draw all histories.
 
     Returns:
         films [USERS, LONGEST] int64 (what follows a history's end means nothing), lengths [USERS] int64, and the rank
-        [USERS] int64 that each viewer's last film has when all unseen films are ranked by their true probability.
+        [USERS] int64 that each viewer's last film has when all unseen films are ranked by their probability given the
+        films before. The viewer's genre is not given: a belief over the genres follows it, by Bayes' rule.
     """
     generator = np.random.default_rng(seed)
     genres = np.arange(FILMS) % GENRES
     popularity = 1.0 / (1.0 + np.arange(FILMS) // GENRES) ** 0.8
     popularity /= popularity.sum()
     in_genre = (genres == np.arange(GENRES)[:, None]) * popularity  # [genres, films]
-    in_genre /= in_genre.sum(axis=1, keepdims=True)
+    in_genre *= IN_GENRE / in_genre.sum(axis=1, keepdims=True)
     follows = _follow_ups(generator, genres)  # [films, films]
+    stays = np.eye(GENRES)
+    drift = (1.0 - DRIFT) * stays + 0.5 * DRIFT * (np.roll(stays, 1, axis=1) + np.roll(stays, -1, axis=1))
 
     lengths = np.clip(generator.lognormal(3.3, 0.5, USERS), SHORTEST, LONGEST).astype(np.int64)
     taste = generator.integers(0, GENRES, USERS)
+    belief = np.full((USERS, GENRES), 1.0 / GENRES)
     films = np.zeros((USERS, LONGEST), dtype=np.int64)
     is_unseen = np.ones((USERS, FILMS), dtype=bool)
     test_ranks = np.zeros(USERS, dtype=np.int64)
@@ -93,15 +105,20 @@ def generate(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[n
     for place in range(LONGEST):  # one step for all viewers at once
         moves = generator.random(USERS) < DRIFT
         taste = (taste + moves * generator.choice([-1, 1], USERS)) % GENRES
-        likely = IN_GENRE * in_genre[taste] + (1.0 - FOLLOW_UP - IN_GENRE) * popularity  # [users, films]
-        likely = likely + FOLLOW_UP * (follows[films[:, place - 1]] if place else popularity)
-        likely *= is_unseen
-        cumulative = likely.cumsum(axis=1)
+        in_any = (1.0 - FOLLOW_UP - IN_GENRE) * popularity
+        in_any = (in_any + FOLLOW_UP * (follows[films[:, place - 1]] if place else popularity)) * is_unseen
+        cumulative = (in_any + in_genre[taste] * is_unseen).cumsum(axis=1)  # [users, films]
         draws = generator.random(USERS) * cumulative[:, -1]
         film = (cumulative <= draws[:, None]).sum(axis=1)
         films[:, place] = film
+
+        totals = in_any.sum(axis=1, keepdims=True) + is_unseen @ in_genre.T  # [users, genres]
+        belief = (belief @ drift) / totals
         is_last = lengths == place + 1
+        likely = belief.sum(axis=1, keepdims=True) * in_any + (belief @ in_genre) * is_unseen  # [users, films]
         test_ranks[is_last] = (likely >= likely[viewers, film][:, None])[is_last].sum(axis=1) - 1
+        belief *= in_any[viewers, film][:, None] + in_genre[:, film].T
+        belief /= belief.sum(axis=1, keepdims=True)
         is_unseen[viewers, film] = False
     return films, lengths, test_ranks
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from src import ranking
-from src.batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
+from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
+from src.models import losses
 from src.models.network import Network
+from src.models.optimizer import RowwiseAdam
 
 
 class Ranks(Metric):
@@ -46,6 +47,8 @@ class BERT4Rec(pl.LightningModule):
         share_embeddings: whether the output layer uses the item embedding as its matrix.
         embedding_norm_first, output_transform, output_bias: parts of the paper's code that the paper's text or the
             common ports lack; see `docs/fidelity.md`.
+        loss: "softmax" over all tokens, or from a sample of negatives, "sampled_softmax" or "gbce".
+        gbce_calibration: t of `src.models.losses.gbce`.
         lr, optimizer, weight_decay, decay_norm_and_bias: Adam with L2, or AdamW; optionally no decay on LayerNorm and
             bias.
         scheduler, warmup_steps: "none", "linear" or "cosine" decay to zero at the last step, after a linear warm-up.
@@ -69,6 +72,8 @@ class BERT4Rec(pl.LightningModule):
         embedding_norm_first: bool = False,
         output_transform: bool = False,
         output_bias: bool = False,
+        loss: str = "softmax",
+        gbce_calibration: float = 0.75,
         lr: float = 0.0015,
         optimizer: str = "adam",
         weight_decay: float = 0.0,
@@ -81,6 +86,8 @@ class BERT4Rec(pl.LightningModule):
         self.save_hyperparameters()
         self.num_items = num_items
         self.max_len = max_len
+        self.loss_name = loss
+        self.gbce_calibration = gbce_calibration
         self.lr = lr
         self.optimizer = optimizer
         self.weight_decay = weight_decay
@@ -110,14 +117,26 @@ class BERT4Rec(pl.LightningModule):
         logits: Tensor = self.network(sequences)
         return logits
 
-    def loss(self, batch: TrainBatch) -> Tensor:
-        """Cross entropy over all tokens, averaged over the chosen positions (paper equation 8); a scalar."""
-        hidden = self.network.encode(batch.inputs, batch.positions, batch.slots)  # [N, D]
-        return F.cross_entropy(self.network.logits(hidden), batch.targets)
+    def loss(self, *parts: TrainBatch, negatives: Negatives | None = None) -> Tensor:
+        """The loss averaged over the chosen positions of all parts of a batch; a scalar.
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch.targets))
+        Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss the model was made with.
+        """
+        hidden = torch.cat([self.network.encode(part.inputs, part.positions, part.slots) for part in parts])  # [N, D]
+        targets = torch.cat([part.targets for part in parts])  # [N]
+        if negatives is None:
+            return self.network.cross_entropy(hidden, targets)
+        items, log_counts = negatives
+        true_scores, negative_scores = self.network.sampled_scores(hidden, targets, items)  # [N], [N, K]
+        if self.loss_name == "gbce":
+            sampling_rate = min(1.0, len(items) / max(1, self.num_items - 1))
+            return losses.gbce(true_scores, negative_scores, sampling_rate, self.gbce_calibration)
+        return losses.sampled_softmax(true_scores, negative_scores, log_counts)
+
+    def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
+        loss = self.loss(*batch.parts, negatives=batch.negatives)
+        targets = sum(len(part.targets) for part in batch.parts)
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=targets)
         return loss
 
     def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Tensor:
@@ -125,13 +144,14 @@ class BERT4Rec(pl.LightningModule):
         scores = self.network.logits(self.network.encode_last(batch.inputs)).float()
         return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        self.ranks.update(ranking.target_ranks(self.candidate_scores(batch), batch.targets))
+    def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
+        for part in batch:
+            self.ranks.update(ranking.target_ranks(self.candidate_scores(part), part.targets))
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
@@ -148,8 +168,12 @@ class BERT4Rec(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
-        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        optimizer = optimizer_class(groups, lr=self.lr, fused=True)
+        adam = torch.optim.Adam if self.loss_name == "softmax" else RowwiseAdam
+        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else adam
+        # Lightning cannot clip what a fused optimiser unscales itself in mixed precision.
+        trainer = self._trainer
+        clips_mixed = trainer is not None and trainer.gradient_clip_val and str(trainer.precision).endswith("mixed")
+        optimizer = optimizer_class(groups, lr=self.lr, fused=not clips_mixed)
         if self.scheduler == "none" and self.warmup_steps == 0:
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -158,9 +182,13 @@ class BERT4Rec(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """The `predict_topk` best items of each row and their scores, as `src.ranking.top_k` gives them."""
-        return ranking.top_k(self.candidate_scores(batch), self.predict_topk)
+    def predict_step(self, batch: Sequence[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Users [B], in order, with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
+        users = torch.cat([part.users for part in batch])
+        order = users.argsort()
+        lists = [ranking.top_k(self.candidate_scores(part), self.predict_topk) for part in batch]
+        items, scores = (torch.cat(tensors)[order] for tensors in zip(*lists, strict=True))
+        return users[order], items, scores
 
     @torch.inference_mode()
     def predict(

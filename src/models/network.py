@@ -3,13 +3,24 @@
 B batch, L length, D hidden_units, H num_heads, V tokens (num_items + 2), M query slots per row, N queries in the batch.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.batch import PAD
+from src.models import losses
+from src.models.functional import attention, dropout
 
 INIT_STD = 0.02
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
 
 
 class Attention(nn.Module):
@@ -22,18 +33,17 @@ class Attention(nn.Module):
         self.query = nn.Linear(hidden_units, hidden_units)
         self.key_value = nn.Linear(hidden_units, 2 * hidden_units)
 
-    def forward(self, queries: Tensor, sequence: Tensor, is_visible: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, sequence: Tensor, is_visible: Tensor | None) -> Tensor:
         """Heads joined, before the output projection.
 
         Args:
             queries: [B, M, D].
             sequence: [B, L, D].
-            is_visible: [B, 1, 1, L] bool, False at padding.
+            is_visible: [B, 1, 1, L] bool, False at padding, or None if there is none.
         """
         q = self._split(self.query(queries))  # [B, H, M, D/H]
         k, v = (self._split(x) for x in self.key_value(sequence).chunk(2, dim=-1))  # [B, H, L, D/H] each
-        dropout = self.dropout_rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, dropout_p=dropout)  # [B, H, M, D/H]
+        mixed = attention(q, k, v, is_visible, self.dropout_rate if self.training else 0.0)  # [B, H, M, D/H]
         mixed = mixed.transpose(1, 2)  # [B, M, H, D/H]
         return mixed.flatten(2)  # [B, M, D]
 
@@ -60,14 +70,14 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(hidden_units, 4 * hidden_units),
             nn.GELU(),  # the exact, erf form
-            nn.Dropout(ffn_dropout_rate),
+            Dropout(ffn_dropout_rate),
             nn.Linear(4 * hidden_units, hidden_units),
         )
         self.ffn_norm = nn.LayerNorm(hidden_units)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
 
     def forward(
-        self, x: Tensor, is_visible: Tensor, positions: Tensor | None = None, slots: Tensor | None = None
+        self, x: Tensor, is_visible: Tensor | None, positions: Tensor | None = None, slots: Tensor | None = None
     ) -> Tensor:
         """[B, L, D] -> [B, L, D], or, given `positions` [B, M] and `slots` [N], only those queries: [N, D]."""
         if positions is None or slots is None:
@@ -119,7 +129,7 @@ class Network(nn.Module):
         self.item_embedding = nn.Embedding(num_tokens, hidden_units, padding_idx=PAD)
         self.position_embedding = nn.Embedding(max_len, hidden_units)
         self.embedding_norm = nn.LayerNorm(hidden_units)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = Dropout(dropout_rate)
         self.blocks = nn.ModuleList(
             Block(
                 hidden_units,
@@ -139,6 +149,7 @@ class Network(nn.Module):
         self.apply(_initialise)
         with torch.no_grad():
             self.item_embedding.weight[PAD].zero_()
+        self.shares_embeddings = share_embeddings
         if share_embeddings:
             self.output.weight = self.item_embedding.weight
 
@@ -158,9 +169,15 @@ class Network(nn.Module):
         length = inputs.shape[1]
         if length > self.max_len:
             raise ValueError(f"a sequence of {length} tokens is longer than max_len={self.max_len}")
-        x = self.item_embedding(inputs) + self.position_embedding.weight[self.max_len - length :]  # [B, L, D]
+        # The gradient of the few rows that are looked up is sparse: the output layer's dense one takes it up in place.
+        x = (
+            F.embedding(inputs, self.item_embedding.weight, PAD, sparse=self.shares_embeddings)
+            + self.position_embedding.weight[self.max_len - length :]
+        )  # [B, L, D]
         x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
-        is_visible = (inputs != PAD)[:, None, None, :]  # [B, 1, 1, L]
+        is_visible: Tensor | None = (inputs != PAD)[:, None, None, :]  # [B, 1, 1, L]
+        if inputs.device.type == "cpu" and bool((inputs[:, 0] != PAD).all()):  # padded on the left, if at all
+            is_visible = None
         for block in self.blocks[:-1]:
             x = block(x, is_visible)
         hidden: Tensor = self.blocks[-1](x, is_visible, positions, slots)
@@ -176,6 +193,25 @@ class Network(nn.Module):
         """[..., D] -> [..., V], indexed by token id."""
         logits: Tensor = self.output(self.output_transform(hidden))
         return logits
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits."""
+        hidden = self.output_transform(hidden)
+        return losses.linear_cross_entropy(hidden, self.output.weight, self.output.bias, targets)
+
+    def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].
+
+        Only these rows of the output matrix are read, and they alone get a gradient, a sparse one.
+        """
+        hidden = self.output_transform(hidden)  # [N, D]
+        true_rows, negative_rows = (F.embedding(ids, self.output.weight, sparse=True) for ids in (targets, negatives))
+        true_scores = (hidden * true_rows).sum(dim=1)
+        negative_scores = hidden @ negative_rows.t()
+        if self.output.bias is not None:
+            true_scores = true_scores + self.output.bias[targets]
+            negative_scores = negative_scores + self.output.bias[negatives]
+        return true_scores, negative_scores.masked_fill(targets[:, None] == negatives, -math.inf)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,372 @@
+"""From a file to the batches that Lightning is given."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import fields
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from src.batch import EvalBatch, TrainStep
+from src.config import DataConfig
+from src.data import BERT4RecDataModule, bert4rec_data, sample
+from src.errors import UserError
+from tests.data import write_histories
+
+# Five items in the vocabulary, a to e as 1 to 5; cat and eve are too short, dan's last item is a repeat.
+HISTORIES = {"ann": "a b c d e", "cat": "x y", "bob": "b c a", "dan": "d a b d", "eve": "z"}
+MASK = 6
+
+
+def data_module(folder: Path, histories: dict[str, str] = HISTORIES, **settings: Any) -> BERT4RecDataModule:
+    write_histories(folder / "table.csv", histories)
+    data = BERT4RecDataModule(**{"data_dir": str(folder), "data_file": "table.csv", **settings})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def process(data: BERT4RecDataModule, rank: int, world_size: int, device: str = "cpu") -> BERT4RecDataModule:
+    """As if a trainer had started the data module in this process, on this device."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+    return data
+
+
+def original_sequences(steps: Iterable[TrainStep]) -> list[list[int]]:
+    """Sequences before masking, in a fixed order."""
+    sequences = []
+    for batch in (batch for step in steps for batch in step.parts):
+        rows = batch.slots // batch.positions.shape[1]
+        restored = batch.inputs.clone()
+        restored[rows, batch.positions.flatten()[batch.slots]] = batch.targets
+        sequences += [[token for token in row if token] for row in restored.tolist()]
+    return sorted(sequences)
+
+
+def plain(batches: Any) -> Any:
+    """Batches with lists in the place of tensors."""
+    if isinstance(batches, torch.Tensor):
+        return batches.tolist()
+    return batches if batches is None else [plain(part) for part in batches]
+
+
+def evaluated(batches: Iterable[list[EvalBatch]]) -> list[tuple[int, list[int], int]]:
+    """Row, input without padding, and target of every evaluated user."""
+    return [
+        (user, [token for token in row if token], target)
+        for parts in batches
+        for batch in parts
+        for user, row, target in zip(*(t.tolist() for t in (batch.users, batch.inputs, batch.targets)), strict=True)
+    ]
+
+
+def test_summary_of_a_small_table(tmp_path: Path) -> None:
+    data = data_module(tmp_path)
+    assert data.num_items == 5
+    assert data.vocabulary.ids.to_pylist() == list("abcde")
+    assert data.vocabulary.counts.tolist() == [2, 2, 1, 1, 0]  # of ann a b c, bob b, dan d a
+    assert data.summary == {
+        "rows": 15,
+        "users": 5,
+        "items": 8,
+        "has_time": 0,
+        "short_users": 2,
+        "short_users_rows": 3,
+        "train_users": 3,
+        "train_items": 5,
+        "train_rows": 6,
+        "longest_history": 5,
+        "evaluated_users": 3,
+        "repeated_targets": 1,
+    }
+
+
+def test_holdout_2_validates_and_tests(tmp_path: Path) -> None:
+    data = data_module(tmp_path, holdout=2)
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3], [2], [4, 1]]
+    assert sorted(evaluated(data.val_dataloader())) == [
+        (0, [1, 2, 3, MASK], 4),
+        (1, [2, MASK], 3),
+        (2, [4, 1, MASK], 2),
+    ]
+    assert sorted(evaluated(data.test_dataloader())) == [
+        (0, [1, 2, 3, 4, MASK], 5),
+        (1, [2, 3, MASK], 1),
+        (2, [4, 1, 2, MASK], 4),
+    ]
+
+
+def test_holdout_1_validates_on_the_last_item(tmp_path: Path) -> None:
+    data = data_module(tmp_path, holdout=1)
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3, 4], [2, 3], [4, 1, 2]]
+    assert sorted(evaluated(data.val_dataloader())) == [
+        (0, [1, 2, 3, 4, MASK], 5),
+        (1, [2, 3, MASK], 1),
+        (2, [4, 1, 2, MASK], 4),
+    ]
+    assert data.test_dataloader() == []
+    assert (data.summary["train_rows"], data.summary["evaluated_users"]) == (9, 3)
+
+
+def test_holdout_0_trains_on_everything(tmp_path: Path) -> None:
+    data = data_module(tmp_path, holdout=0)
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3, 4, 5], [2, 3, 1], [4, 1, 2, 4]]
+    assert data.val_dataloader() == data.test_dataloader() == []
+    assert data.summary["train_rows"] == 12
+    assert "evaluated_users" not in data.summary
+
+
+def test_a_user_too_short_to_evaluate_still_trains(tmp_path: Path) -> None:
+    data = data_module(tmp_path, {"ann": "a b c", "bob": "b a", "eve": "c"}, min_interactions=1)
+    assert original_sequences(data.train_dataloader()) == [[1], [2, 1], [3]]
+    assert sorted(evaluated(data.test_dataloader())) == [(0, [1, 2, 4], 3)]
+
+
+def test_a_target_seen_before_counts_once_however_often_it_was_seen(tmp_path: Path) -> None:
+    data = data_module(tmp_path, {"ann": "a b a a", "bob": "b a a", "dan": "a c b d"})
+    assert data.summary["repeated_targets"] == 2
+
+
+def test_long_histories_and_windows(tmp_path: Path) -> None:
+    histories = {"ann": "a b c d e f g", "bob": "b a"}
+    data = data_module(tmp_path, histories, holdout=0, min_interactions=1, max_len=4)
+    assert original_sequences(data.train_dataloader()) == [[2, 1], [4, 5, 6, 7]]
+    data = data_module(tmp_path, histories, holdout=0, min_interactions=1, max_len=4, window_stride=2)
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3, 4], [2, 1], [2, 3, 4, 5], [4, 5, 6, 7]]
+
+
+def test_the_time_column_counts(tmp_path: Path) -> None:
+    (tmp_path / "timed.csv").write_text("user,item,time\nann,a,3\nann,b,1\nann,c,2\n")
+    data = data_module(tmp_path, data_file="timed.csv", holdout=0)
+    assert original_sequences(data.train_dataloader()) == [[2, 3, 1]]
+    assert data.summary["has_time"] == 1
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_filter_seen(tmp_path: Path, filter_seen: bool) -> None:
+    data = data_module(tmp_path, filter_seen=filter_seen)
+    ((batch,),) = data.test_dataloader()
+    seen = sorted(zip(batch.users[batch.seen_rows].tolist(), batch.seen_items.tolist(), strict=True))
+    assert seen == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (2, 1), (2, 2), (2, 4)] * filter_seen
+
+
+def test_evaluation_batches_are_of_similar_length(tmp_path: Path) -> None:
+    histories = {f"u{row}": "a b c d e f g h i j k l"[: 5 + 2 * (row * 7 % 10)] for row in range(10)}
+    data = data_module(tmp_path, histories, eval_batch_size=2)
+    assert [batch.inputs.shape[1] for parts in data.test_dataloader() for batch in parts] == [4, 6, 8, 10, 12]
+
+
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    write_histories(tmp_path / "folder" / "table.csv", HISTORIES)
+    data = BERT4RecDataModule(data_dir="~/folder", data_file="table.csv")
+    data.setup()
+    assert data.num_items == 5
+
+
+def test_setup_for_each_stage_reads_once(tmp_path: Path) -> None:
+    data = data_module(tmp_path)
+    (tmp_path / "table.csv").unlink()
+    data.setup("fit")
+    data.setup("test")
+    assert data.num_items == 5
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_evaluate_each_user_once(tmp_path: Path, world_size: int) -> None:
+    histories = {f"u{row}": "a b c d e"[: 5 + 2 * (row % 3)] for row in range(7)}
+    data = data_module(tmp_path, histories, eval_batch_size=2, batch_size=1)
+    shares = [[*evaluated(process(data, rank, world_size).test_dataloader())] for rank in range(world_size)]
+    assert sorted(user for share in shares for user, _, _ in share) == list(range(7))
+    steps = {len(list(process(data, rank, world_size).train_dataloader())) for rank in range(world_size)}
+    assert steps == {-(-7 // world_size)}
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None", "ignore:.*no .validation_step")
+def test_every_epoch_of_a_trainer_has_every_user_once_and_masks_of_its_own(tmp_path: Path) -> None:
+    class Recorder(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.epochs: list[list[TrainStep]] = [[], [], []]
+
+        def training_step(self, batch: TrainStep, batch_idx: int) -> None:
+            self.epochs[self.current_epoch].append(batch)
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    def record() -> list[list[TrainStep]]:
+        recorder = Recorder()
+        histories = {f"u{row}": "a b c d e f g h" for row in range(6)}
+        histories["u6"] = "b c d e"
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(recorder, data_module(tmp_path, histories, batch_size=3, holdout=0, seed=5))
+        return recorder.epochs
+
+    epochs = record()
+    assert [original_sequences(steps) for steps in epochs] == [[[1, 2, 3, 4, 5, 6, 7, 8]] * 6 + [[2, 3, 4, 5]]] * 3
+    inputs = [
+        sorted(row for step in steps for batch in step.parts for row in batch.inputs.tolist()) for steps in epochs
+    ]
+    assert inputs[0] != inputs[1] != inputs[2] != inputs[0]
+    assert plain(record()) == plain(epochs)
+
+
+# For each argument, a value other than that of `settings` in the test below.
+CHANGES: dict[str, Any] = {
+    "data_dir": "other",
+    "data_file": "other.csv",
+    "batch_size": 3,
+    "min_interactions": 4,
+    "num_workers": 1,
+    "max_len": 3,
+    "mask_prob": 0.9,
+    "mask_token_share": 0.1,
+    "random_token_share": 0.5,
+    "mask_last_share": 0.9,
+    "holdout": 1,
+    "window_stride": 1,
+    "filter_seen": False,
+    "eval_batch_size": 3,
+    "num_negatives": 4,
+    "negative_power": 0.9,
+    "seed": 43,
+}
+
+
+def observe(data: BERT4RecDataModule) -> list[Any]:
+    """All that a trainer can see of a data module."""
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    batches = [plain(loader) for loader in loaders]
+    return [data.summary, data.state_dict(), batches, process(data, 0, 1, "cuda").train_dataloader().num_workers]
+
+
+def test_every_argument_matters(tmp_path: Path) -> None:
+    other = {"ann": "a b c d e", "bob": "b c a", "dan": "d a b c"}
+    (tmp_path / "other").mkdir()
+    write_histories(tmp_path / "other" / "table.csv", other)
+    write_histories(tmp_path / "other.csv", other)
+    histories = {f"u{row}": "a b c d e f g h i j"[: 5 + 2 * row] for row in range(8)}
+    settings = {"batch_size": 2, "num_workers": 2, "max_len": 6, "mask_prob": 0.4, "eval_batch_size": 2, "seed": 42}
+    settings |= {"mask_token_share": 0.5, "random_token_share": 0.2, "mask_last_share": 0.1}
+    settings |= {"num_negatives": 3, "negative_power": 0.0}
+    usual = observe(data_module(tmp_path, histories, **settings))
+    assert observe(data_module(tmp_path, histories, **settings)) == usual
+    for name, value in CHANGES.items():
+        value = str(tmp_path / value) if name == "data_dir" else value
+        data = BERT4RecDataModule(
+            **{"data_dir": str(tmp_path), "data_file": "table.csv", **settings, name: value},
+        )
+        data.setup()
+        assert observe(data) != usual, f"{name} changes nothing"
+
+
+def test_no_argument_is_left_out_of_the_tests() -> None:
+    arguments = set(inspect.signature(BERT4RecDataModule).parameters)
+    assert arguments == {*CHANGES, "generate_sample"}
+    assert {field.name for field in fields(DataConfig)} <= arguments
+
+
+def test_generate_sample_writes_the_table_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "USERS", 30)
+    without = BERT4RecDataModule(str(tmp_path), "sample.csv")
+    without.prepare_data()
+    assert list(tmp_path.iterdir()) == []
+    data = BERT4RecDataModule(str(tmp_path), "sample.csv", generate_sample=True)
+    data.prepare_data()
+    data.setup()
+    assert data.summary["users"] == 30
+
+
+def test_workers_and_pinned_memory_are_for_accelerators(tmp_path: Path) -> None:
+    data = data_module(tmp_path, num_workers=2)
+    assert data.train_dataloader().num_workers == 0
+    assert not data.train_dataloader().pin_memory
+    assert process(data, 0, 1, "cpu").val_dataloader().num_workers == 0
+    loader = process(data, 0, 1, "cuda").val_dataloader()
+    assert loader.num_workers == 2
+    assert loader.pin_memory
+
+
+def test_no_negatives_by_default(tmp_path: Path) -> None:
+    assert {step.negatives for step in data_module(tmp_path).train_dataloader()} == {None}
+
+
+def test_parts_are_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache is small; an accelerator is given whole batches."""
+    monkeypatch.setattr(bert4rec_data, "TOKENS_PER_PART", 4)
+    data = data_module(tmp_path, num_workers=1)
+    train, test = data.train_dataloader(), data.test_dataloader()
+    assert [len(step.parts) for step in train] == [2]  # 6 tokens
+    assert [len(parts) for parts in test] == [3]  # 12 tokens, with [MASK]
+    process(data, 0, 1, "cuda")
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        assert loader.dataset.tokens_per_part is None
+    data.trainer = None
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3], [2], [4, 1]]
+    assert [(user, target) for user, _, target in sorted(evaluated(test))] == [(0, 5), (1, 1), (2, 4)]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file .*none\.csv"):
+        BERT4RecDataModule(str(tmp_path), "none.csv").setup()
+
+
+def test_no_user_is_long_enough(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        data_module(tmp_path, min_interactions=6)
+    assert str(caught.value) == (
+        f"{tmp_path / 'table.csv'} has no user with at least data.min_interactions=6 interactions:"
+        " the longest history has 5"
+    )
+
+
+@pytest.mark.parametrize("holdout", [1, 2])
+def test_nobody_can_be_evaluated(tmp_path: Path, holdout: int) -> None:
+    with pytest.raises(UserError) as caught:
+        data_module(tmp_path, {"ann": "a b"[: 2 * holdout - 1], "bob": "c"}, min_interactions=1, holdout=holdout)
+    assert str(caught.value) == (
+        f"{tmp_path / 'table.csv'} has no user with more than data.holdout={holdout} interactions, so nothing can"
+        " be evaluated: train on everything with data.holdout=0"
+    )
+
+
+def test_state_names_the_items_and_survives_a_checkpoint(tmp_path: Path) -> None:
+    data = data_module(tmp_path)
+    file = BytesIO()
+    torch.save(data.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert state == {"vocabulary": {"ids": list("abcde"), "counts": [2, 2, 1, 1, 0]}}
+    data.load_state_dict(state)
+    assert data.vocabulary.ids.to_pylist() == list("abcde")
+
+
+@pytest.mark.parametrize("histories", [{"u": "a b c d"}, {"u": "a b c d e f"}, {"u": "b a c d e"}])
+def test_the_state_of_another_vocabulary_is_refused(tmp_path: Path, histories: dict[str, str]) -> None:
+    state = data_module(tmp_path).state_dict()
+    other = data_module(tmp_path, histories)
+    before = other.state_dict()
+    with pytest.raises(UserError) as caught:
+        other.load_state_dict(state)
+    assert str(caught.value) == (
+        f"the checkpoint was trained on other items than {tmp_path / 'table.csv'} has: resume on the file it was"
+        " trained on, or start anew with training.resume=false"
+    )
+    assert other.state_dict() == before

@@ -1,0 +1,227 @@
+"""The top-K table, through a real `Trainer.predict` with scripted predictions."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src import ranking
+from src.batch import PredictBatch
+from src.data.batching import HistorySet, OrderedBatches
+from src.data.prediction_writer import PredictionWriter
+from src.data.vocabulary import Vocabulary
+from tests.data import sequences_of
+
+ITEMS = ["a", "b", "c", "d", "e"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn.t infer the batch indices")  # ours are in the batch
+
+
+class Scripted(pl.LightningModule):
+    """Scores that were decided beforehand: [U, num_items + 2]."""
+
+    def __init__(self, scores: Tensor, topk: int, fails_at_batch: int | None = None) -> None:
+        super().__init__()
+        self.scores = scores
+        self.topk = topk
+        self.fails_at_batch = fails_at_batch
+
+    def predict_step(self, batch: list[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        if batch_idx == self.fails_at_batch:
+            raise RuntimeError("the power went out")
+        (part,) = batch
+        scores = ranking.candidate_scores(self.scores[part.users], part.seen_rows, part.seen_items)
+        order = part.users.argsort()
+        return part.users[order], *(tensor[order] for tensor in ranking.top_k(scores, self.topk))
+
+
+def predict(
+    path: Path,
+    scores: Sequence[Sequence[float]],
+    *,
+    users: Sequence[str],
+    items: Sequence[str] = ITEMS,
+    histories: list[list[int]] | None = None,
+    topk: int = 3,
+    with_scores: bool = False,
+    batch_size: int = 2,
+    fails_at_batch: int | None = None,
+) -> PredictionWriter:
+    """Write the table for `scores`, [U, num_items]."""
+    histories = histories or [[1]] * len(users)
+    sequences = sequences_of(histories)
+    vocabulary = Vocabulary(pa.array(items, pa.string()), np.arange(len(items))[::-1].copy())
+    writer = PredictionWriter(
+        path,
+        vocabulary,
+        pa.array(users, pa.string()),
+        sequences.histories.lengths > 0,
+        vocabulary.most_popular()[:topk],
+        with_scores,
+    )
+    dataset = HistorySet(sequences.tokens, sequences.histories, len(items), max_len=4, exclude_seen=True)
+    sampler = OrderedBatches(np.arange(len(users)), batch_size)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, callbacks=[writer], enable_checkpointing=False, **options)
+    model = Scripted(torch.tensor([[0.0, *row, 0.0] for row in scores]), topk, fails_at_batch)
+    trainer.predict(model, DataLoader(dataset, sampler=sampler, batch_size=None), return_predictions=False)
+    return writer
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_rows_of_every_user_best_first(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "predictions.csv"
+    scores = [[9.0, 1.0, 4.0, 3.0, 2.0], [9.0, 8.0, 5.0, 6.0, 7.0], [9.0, 2.0, 1.0, 4.0, 3.0]]
+    writer = predict(path, scores, users=["zoe", "007", "ann"])
+    assert path.read_bytes() == (
+        b"user,item\nzoe,c\nzoe,d\nzoe,e\n007,b\n007,e\n007,d\nann,d\nann,e\nann,b\n"  # item a is seen
+    )
+    assert writer.rows == 9
+    assert [file.name for file in path.parent.iterdir()] == ["predictions.csv"]
+
+
+def test_rank_and_score(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    predict(path, [[9.0, 0.5, -1.25, 3.0, 2.0], [9.0, 1e-7, 5.0, 6.0, -7.5]], users=["u", "v"], with_scores=True)
+    header, *rows = rows_of(path)
+    assert header == ["user", "item", "rank", "score"]
+    assert [(user, item, int(rank), np.float32(score)) for user, item, rank, score in rows] == [
+        ("u", "d", 1, np.float32(3.0)),
+        ("u", "e", 2, np.float32(2.0)),
+        ("u", "b", 3, np.float32(0.5)),
+        ("v", "d", 1, np.float32(6.0)),
+        ("v", "c", 2, np.float32(5.0)),
+        ("v", "b", 3, np.float32(1e-7)),
+    ]
+
+
+HARD_IDS = ["a,b", 'say "hi"', "two\nlines", "carriage\r\nreturn", '"', ",", " blank ", "이용자", "=1+1", "007"]
+
+
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_ids_come_back_exactly(tmp_path: Path, with_scores: bool) -> None:
+    path = tmp_path / "predictions.csv"
+    scores = np.random.default_rng(2).normal(size=(len(HARD_IDS), len(HARD_IDS)))
+    predict(path, scores.tolist(), users=HARD_IDS, items=HARD_IDS, topk=9, batch_size=3, with_scores=with_scores)
+    expected = [
+        [user, HARD_IDS[item]] for row, user in enumerate(HARD_IDS) for item in np.argsort(-scores[row]) if item != 0
+    ]
+    assert [row[:2] for row in rows_of(path)] == [["user", "item"], *expected]
+
+
+@pytest.mark.parametrize(
+    ("users", "items"), [(["u", "x,y"], ITEMS), (["u", "v"], ["a", "b", 'c"', "d", "e"])], ids=["users", "items"]
+)
+def test_hard_ids_on_one_side_alone(tmp_path: Path, users: list[str], items: list[str]) -> None:
+    path = tmp_path / "predictions.csv"
+    predict(path, [[9.0, 1.0, 4.0, 3.0, 2.0]] * 2, users=users, items=items, topk=1, batch_size=1)
+    assert rows_of(path) == [["user", "item"], [users[0], items[2]], [users[1], items[2]]]
+
+
+def test_ids_that_a_spreadsheet_might_run_are_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    users, items = ["=1+1", "+7", "-3", "@x"], ["seen", "=A1", "+b", "-c", "@d"]
+    predict(path, [[9.0, 4.0, 3.0, 2.0, 1.0]] * 4, users=users, items=items, topk=4)
+    assert path.read_text().splitlines() == ["user,item", *(f"{user},{item}" for user in users for item in items[1:])]
+
+
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_users_without_a_history_get_the_most_popular_items(tmp_path: Path, with_scores: bool) -> None:
+    path = tmp_path / "predictions.csv"
+    scores = [[1.0, 2.0, 3.0, 4.0, 5.0]] * 3
+    writer = predict(path, scores, users=["new", "old", "too"], histories=[[], [5], []], with_scores=with_scores)
+    expected = [
+        ["new", "a", "1", ""],
+        ["new", "b", "2", ""],
+        ["new", "c", "3", ""],
+        ["old", "d", "1", "4"],
+        ["old", "c", "2", "3"],
+        ["old", "b", "3", "2"],
+        ["too", "a", "1", ""],
+        ["too", "b", "2", ""],
+        ["too", "c", "3", ""],
+    ]
+    assert rows_of(path)[1:] == [row if with_scores else row[:2] for row in expected]
+    assert writer.rows == 9
+
+
+def test_an_empty_score_stays_empty_beside_quoted_ids(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    predict(path, [[1.0] * 5], users=["a,b"], histories=[[]], with_scores=True, topk=1)
+    assert rows_of(path)[1:] == [["a,b", "a", "1", ""]]
+
+
+def test_fewer_candidates_give_fewer_rows(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    scores = [[1.0, 2.0, 3.0, 4.0, 5.0]] * 4
+    histories = [[1, 2, 4], [1, 2, 3, 4, 5], [], [2]]
+    writer = predict(path, scores, users=["u", "v", "new", "w"], histories=histories, topk=10, batch_size=3)
+    by_user: dict[str, list[str]] = {}
+    for user, item in rows_of(path)[1:]:
+        by_user.setdefault(user, []).append(item)
+    assert by_user == {"u": ["e", "c"], "new": list("abcde"), "w": ["e", "d", "c", "a"]}
+    assert writer.rows == 11
+
+
+def test_no_candidate_at_all_gives_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    writer = predict(path, [[1.0] * 5], users=["u"], histories=[[1, 2, 3, 4, 5]])
+    assert path.read_bytes() == b"user,item\n"
+    assert writer.rows == 0
+
+
+def test_the_size_of_the_batches_does_not_matter(tmp_path: Path) -> None:
+    scores = np.random.default_rng(3).normal(size=(7, 5)).tolist()
+    histories = [[1], [], [2, 3], [4], [5, 1, 2, 3], [], [3]]
+    for size in (1, 3, 100):
+        predict(tmp_path / f"{size}.csv", scores, users=list("stuvwxy"), histories=histories, batch_size=size)
+    tables = {(tmp_path / f"{size}.csv").read_bytes() for size in (1, 3, 100)}
+    assert len(tables) == 1
+
+
+def test_a_new_table_replaces_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text("earlier\n" * 100)
+    predict(path, [[9.0, 1.0, 4.0, 3.0, 2.0]], users=["u"], topk=1)
+    assert rows_of(path) == [["user", "item"], ["u", "c"]]
+
+
+@pytest.mark.parametrize("had_a_table", [True, False])
+@pytest.mark.parametrize("fails_at_batch", [0, 1])
+def test_a_failure_leaves_the_folder_as_it_was(tmp_path: Path, had_a_table: bool, fails_at_batch: int) -> None:
+    path = tmp_path / "predictions.csv"
+    if had_a_table:
+        path.write_text("earlier\n")
+    with pytest.raises(RuntimeError, match="the power went out"):
+        predict(path, [[9.0, 1.0, 4.0, 3.0, 2.0]] * 5, users=list("vwxyz"), fails_at_batch=fails_at_batch)
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"] * had_a_table
+    if had_a_table:
+        assert path.read_text() == "earlier\n"
+
+
+def test_the_final_name_appears_only_when_the_table_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    seen: list[bool] = []
+
+    class Watching(Scripted):
+        def predict_step(self, batch: list[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+            seen.append(path.exists())
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "Scripted", Watching)
+        predict(path, [[9.0, 1.0, 4.0, 3.0, 2.0]] * 5, users=list("vwxyz"))
+    assert seen == [False, False, False]
+    assert path.exists()

@@ -1,0 +1,348 @@
+"""The training script as a user runs it: what it writes, says, keeps and continues."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src.models import BERT4Rec
+from tests.scripts.conftest import (
+    LONELY_ITEM,
+    REGULARS,
+    TINY,
+    Outcome,
+    Run,
+    Table,
+    call,
+    checkpoint,
+    compose,
+    files_below,
+    launch,
+    make_rows,
+    same_weights,
+    train_here,
+    write_table,
+)
+from train_bert4rec import train
+
+VALIDATION = {"val_hit@10", "val_ndcg@10", "val_mrr"}
+TEST = {"test_hit@10", "test_ndcg@10", "test_mrr"}
+TWO_EPOCHS = "training.num_epochs=2"
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A run in a process of its own, from a folder that is not the repository's, with relative paths."""
+
+    cwd: Path
+    folder: Path
+    overrides: tuple[str, ...]
+    outcome: Outcome
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    cwd = tmp_path_factory.mktemp("where the user stands")
+    write_table(cwd / "my data" / "my ratings.csv", make_rows())
+    overrides = ("data.data_dir=my data", "data.data_file=my ratings.csv", "output_dir=my runs/one", *TINY, TWO_EPOCHS)
+    outcome = launch("train_bert4rec.py", *overrides, cwd=cwd)
+    assert outcome.code == 0, outcome.err
+    return Launched(cwd, cwd / "my runs" / "one", overrides, outcome)
+
+
+def curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a scalar in the TensorBoard logs."""
+    events = EventAccumulator(str(folder / "logs"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return content
+
+
+def test_files_are_where_the_specification_has_them(launched: Launched) -> None:
+    assert {path.name for path in launched.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in (launched.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_nothing_else_is_left_where_the_user_stands(launched: Launched) -> None:
+    assert {path.name for path in launched.cwd.iterdir()} == {"my data", "my runs"}
+    assert {path.name for path in (launched.cwd / "my data").iterdir()} == {"my ratings.csv"}
+    assert {path.name for path in (launched.cwd / "my runs").iterdir()} == {"one"}
+
+
+def test_tensorboard_has_the_loss_of_each_epoch_and_the_metrics(launched: Launched) -> None:
+    losses = curve(launched.folder, "train_loss")
+    assert len(losses) == 2
+    assert all(0.0 < loss < 10.0 for _, loss in losses)
+    for name in VALIDATION | TEST:
+        assert all(0.0 <= value <= 1.0 for _, value in curve(launched.folder, name))
+    assert len(curve(launched.folder, "val_ndcg@10")) >= 2
+
+
+def test_metrics_json_has_all_figures_and_the_settings_that_made_them(launched: Launched) -> None:
+    content = metrics(launched.folder)
+    assert content["epochs"] == 2
+    assert content["settings"] == asdict(compose(*launched.overrides))
+    assert set(content["figures"]) == {"val", "test"}
+    for stage, names in (("val", VALIDATION), ("test", TEST)):
+        assert set(content["figures"][stage]) == {"popularity", "BERT4Rec (best.ckpt)"}
+        for figures in content["figures"][stage].values():
+            assert set(figures) == names
+            assert all(0.0 < value <= 1.0 for value in figures.values())
+
+
+def test_the_summary_says_what_was_read_and_what_was_left_out(launched: Launched) -> None:
+    summary = launched.outcome.out.split("Epoch 0")[0]
+    assert "115 interactions of 25 users with 18 items" in summary
+    assert "2 users with fewer than data.min_interactions=3 interactions (3 interactions, 1 item" in summary
+    assert "66 interactions of 23 users with 17 items" in summary  # each has two items held out
+    assert f"{sum(v.numel() for v in BERT4Rec(17, 8, 2, 1, 6).parameters()):,} parameters" in summary
+
+
+def test_the_closing_table_shows_the_figures_the_paths_and_the_next_command(launched: Launched) -> None:
+    closing = launched.outcome.out[launched.outcome.out.index("trained 2 epochs") :]
+    figures = metrics(launched.folder)["figures"]
+    lines = [line.split() for line in closing.splitlines()]
+    for stage in ("val", "test"):
+        for name, row in figures[stage].items():
+            wanted = [f"{row[f'{stage}_{metric}']:.4f}" for metric in ("hit@10", "ndcg@10", "mrr")]
+            assert [*name.split(), *wanted] in lines
+    for path in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "logs", "metrics.json"):
+        assert f"my runs/one/{path}" in closing
+    assert "predictions.csv" not in closing
+    assert "python predict_bert4rec.py" in closing.splitlines()[-1]
+
+
+def test_a_clean_run_says_nothing_about_errors(launched: Launched) -> None:
+    assert "Traceback" not in launched.outcome.err
+    assert "error" not in launched.outcome.err.lower()
+
+
+def test_best_checkpoint_is_of_the_best_epoch_and_last_of_the_last(trained: Run) -> None:
+    validated = dict(curve(trained.folder, "val_ndcg@10")[:6])  # what follows is the evaluation at the end
+    assert list(validated) == [3, 7, 11, 15, 19, 23]
+    best_epoch = list(validated.values()).index(max(validated.values()))
+    assert checkpoint(trained.best)["epoch"] == best_epoch
+    assert checkpoint(trained.last)["epoch"] == 5
+    assert not same_weights(trained.best, trained.last)
+    figures = metrics(trained.folder)["figures"]["val"]["BERT4Rec (best.ckpt)"]
+    assert figures["val_ndcg@10"] == pytest.approx(max(validated.values()), abs=1e-6)
+
+
+def test_monitor_metric_decides_which_epoch_is_best(trained: Run, table: Table, tmp_path: Path) -> None:
+    settings = metrics(trained.folder)["settings"]
+    run = train_here(
+        table,
+        tmp_path,
+        "training.num_epochs=6",
+        "training.lr=0.02",
+        "data.batch_size=6",
+        f"seed={settings['seed']}",
+        "evaluation.topk=[1,3]",
+        "training.monitor_metric=val_hit@3",
+    )
+    validated = [value for _, value in curve(run.folder, "val_hit@3")[:6]]
+    assert checkpoint(run.best)["epoch"] == validated.index(max(validated))
+    assert same_weights(run.last, trained.last)  # what is evaluated does not touch training
+    figures = metrics(run.folder)["figures"]["test"]["BERT4Rec (best.ckpt)"]
+    assert set(figures) == {"test_hit@1", "test_ndcg@1", "test_hit@3", "test_ndcg@3", "test_mrr"}
+
+
+def test_train_returns_the_best_value_of_the_monitored_metric(table: Table, tmp_path: Path) -> None:
+    value = train(compose(*table.overrides, f"output_dir={tmp_path}", *TINY, TWO_EPOCHS))
+    assert value == metrics(tmp_path)["figures"]["val"]["BERT4Rec (best.ckpt)"]["val_ndcg@10"]
+
+
+def test_a_new_run_archives_the_earlier_ones_whole_and_mixes_with_nothing(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine\n")
+    written = []
+    for seed in (1, 2, 3):
+        run = train_here(table, tmp_path, TWO_EPOCHS, f"seed={seed}")
+        if seed == 1:
+            assert "previous" not in run.out
+            (tmp_path / "predictions.csv").write_text("user,item\n")
+        else:
+            assert str(tmp_path / "previous") in run.out
+        written.append({k: v for k, v in files_below(tmp_path).items() if not k.startswith("previous/")})
+        assert written[-1].pop("notes.txt") == b"mine\n"
+        assert {"metrics.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= written[-1].keys()
+    assert "predictions.csv" in written[0]
+    assert "predictions.csv" not in written[1] | written[2]
+    assert len({sum(name.startswith("logs/") for name in files) for files in written}) == 1
+    archives = [files_below(place) for place in sorted((tmp_path / "previous").iterdir())]
+    assert len(archives) == 2
+    assert all(files in archives for files in written[:2])
+
+
+def test_resume_goes_on_to_the_same_weights_as_a_run_in_one_go(table: Table, tmp_path: Path) -> None:
+    settings = ("training.lr=0.02", "data.batch_size=6", "model.dropout_rate=0.0")
+    whole = train_here(table, tmp_path / "whole", "training.num_epochs=5", *settings)
+    first = train_here(table, tmp_path / "parts", TWO_EPOCHS, *settings)
+    before = checkpoint(first.last)
+    parts = train_here(table, tmp_path / "parts", "training.num_epochs=5", "training.resume=true", *settings)
+    after = checkpoint(parts.last)
+    assert (before["epoch"], after["epoch"]) == (1, 4)
+    assert (before["global_step"], after["global_step"]) == (8, 20)
+    assert metrics(parts.folder)["epochs"] == 5
+    assert not (parts.folder / "previous").exists()
+    assert {path.name for path in (parts.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert [step for step, _ in curve(parts.folder, "train_loss")] == [3, 7, 11, 15, 19]
+    assert same_weights(parts.last, whole.last)
+    assert same_weights(parts.best, whole.best)
+    assert metrics(parts.folder)["figures"] == metrics(whole.folder)["figures"]
+
+
+def test_resume_chooses_the_best_of_all_epochs_before_and_after(trained: Run, table: Table, tmp_path: Path) -> None:
+    settings = ("training.lr=0.02", "data.batch_size=6", f"seed={metrics(trained.folder)['settings']['seed']}")
+    train_here(table, tmp_path, "training.num_epochs=6", *settings)  # the run of `trained` again
+    run = train_here(table, tmp_path, "training.num_epochs=7", "training.resume=true", *settings)
+    validated = [value for step, value in curve(tmp_path, "val_ndcg@10") if step % 4 == 3]
+    assert len(validated) == 7
+    assert checkpoint(run.best)["epoch"] == validated.index(max(validated))
+
+
+def test_resume_from_a_named_checkpoint_leaves_that_run_as_it_was(trained: Run, table: Table, tmp_path: Path) -> None:
+    before = files_below(trained.folder)
+    run = train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
+    assert checkpoint(run.last)["epoch"] == 7
+    assert files_below(trained.folder) == before
+
+
+def test_resume_from_elsewhere_archives_what_stands_in_the_output_folder(
+    trained: Run, table: Table, tmp_path: Path
+) -> None:
+    earlier = train_here(table, tmp_path, TWO_EPOCHS)
+    before = files_below(earlier.folder)
+    train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
+    places = list((tmp_path / "previous").iterdir()) if (tmp_path / "previous").exists() else []
+    assert [files_below(place) for place in places] == [before]
+
+
+@pytest.mark.parametrize(("holdout", "stages"), [(0, set()), (1, {"val"}), (2, {"val", "test"})])
+def test_holdout_decides_what_is_evaluated(holdout: int, stages: set[str], table: Table, tmp_path: Path) -> None:
+    run = train_here(table, tmp_path, TWO_EPOCHS, f"data.holdout={holdout}")
+    content = metrics(run.folder)
+    assert set(content["figures"]) == stages
+    assert content["data"]["train_rows"] == 112 - 23 * holdout
+    assert run.last.exists()
+    assert run.best.exists() == (holdout > 0)
+    scalars = EventAccumulator(str(run.folder / "logs"))
+    scalars.Reload()
+    names = {name for name in scalars.Tags()["scalars"] if name.startswith(("val_", "test_"))}
+    assert names == (VALIDATION if "val" in stages else set()) | (TEST if "test" in stages else set())
+
+
+def test_early_stopping_without_validation_is_refused(table: Table, tmp_path: Path) -> None:
+    outcome = call(
+        train, *table.overrides, f"output_dir={tmp_path}", *TINY, "data.holdout=0", "training.early_stopping=true"
+    )
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: training.early_stopping")
+
+
+def test_the_same_seed_gives_identical_weights_and_figures_and_another_does_not(table: Table, tmp_path: Path) -> None:
+    one, same, other = (
+        train_here(table, tmp_path / name, TWO_EPOCHS, "data.batch_size=6", f"seed={seed}")
+        for name, seed in (("one", 5), ("same", 5), ("other", 6))
+    )
+    assert same_weights(one.last, same.last)
+    assert same_weights(one.best, same.best)
+    assert metrics(one.folder)["figures"] == metrics(same.folder)["figures"]
+    assert curve(one.folder, "train_loss") == curve(same.folder, "train_loss")
+    assert not same_weights(one.last, other.last)
+    assert curve(one.folder, "train_loss") != curve(other.folder, "train_loss")
+
+
+def test_early_stopping_stops_after_the_patience_and_only_when_asked(table: Table, tmp_path: Path) -> None:
+    still = ("training.num_epochs=5", "training.lr=1e-12")  # so small a step that no rank changes
+    stopped = train_here(
+        table, tmp_path / "stopped", *still, "training.early_stopping=true", "training.early_stopping_patience=2"
+    )
+    assert metrics(stopped.folder)["epochs"] == 3  # the first is the best, the next two are no better
+    assert checkpoint(stopped.last)["epoch"] == 2
+    assert checkpoint(stopped.best)["epoch"] == 0
+    assert metrics(train_here(table, tmp_path / "whole", *still).folder)["epochs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"),
+    [("1", [4, 8, 12, 16, 20]), ("2", [8, 16]), ("2.0", [8, 16]), ("0.5", list(range(2, 21, 2)))],
+)
+def test_val_check_interval_counts_epochs_or_parts_of_one(
+    interval: str, steps: list[int], table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated: list[int] = []
+    original = BERT4Rec.on_validation_epoch_end
+
+    def record(model: BERT4Rec) -> None:
+        if model.trainer.state.fn == "fit":  # not the evaluation at the end
+            validated.append(model.global_step)
+        original(model)
+
+    monkeypatch.setattr(BERT4Rec, "on_validation_epoch_end", record)
+    settings = ("training.num_epochs=5", "data.batch_size=6", f"training.val_check_interval={interval}")
+    run = train_here(table, tmp_path, *settings)
+    assert validated == steps
+    assert checkpoint(run.last)["global_step"] == 20
+
+
+def test_an_interval_that_never_validates_is_refused_before_anything_moves(table: Table, tmp_path: Path) -> None:
+    train_here(table, tmp_path, TWO_EPOCHS)
+    before = files_below(tmp_path)
+    settings = ("training.num_epochs=1", "training.val_check_interval=2")
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", *TINY, *settings)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: training.val_check_interval=2")
+    assert files_below(tmp_path) == before
+
+
+def test_max_steps_within_an_epoch_still_ends_with_figures(table: Table, tmp_path: Path) -> None:
+    run = train_here(table, tmp_path, "training.max_steps=3", "data.batch_size=6")
+    assert checkpoint(run.last)["global_step"] == 3
+    assert set(metrics(tmp_path)["figures"]) == {"val", "test"}
+
+
+@pytest.mark.parametrize("least", [2, 3, 6])
+def test_users_with_few_interactions_are_left_out_of_training(least: int, table: Table, tmp_path: Path) -> None:
+    run = train_here(table, tmp_path, TWO_EPOCHS, f"data.min_interactions={least}")
+    kept = {user: items for user, items in table.histories.items() if len(items) >= least}
+    assert len(kept) == {2: 24, 3: 23, 6: 8}[least]
+    vocabulary = checkpoint(run.last)["BERT4RecDataModule"]["vocabulary"]
+    assert set(vocabulary["ids"]) == {item for items in kept.values() for item in items}
+    assert LONELY_ITEM not in vocabulary["ids"]
+    evaluated = [items for items in kept.values() if len(items) > 2]
+    assert sum(vocabulary["counts"]) == sum(map(len, kept.values())) - 2 * len(evaluated)
+    assert metrics(run.folder)["data"]["short_users"] == 25 - len(kept)
+    assert metrics(run.folder)["data"]["evaluated_users"] == len(evaluated)
+    assert f"{25 - len(kept)} users with fewer than data.min_interactions={least}" in run.out
+
+
+def test_a_table_without_times_is_taken_in_its_order(table: Table, tmp_path: Path) -> None:
+    by_time = sorted(table.rows, key=lambda row: row[2])
+    lines = [f'"{user}","{item}"' for user, item, _ in ((u, i.replace('"', '""'), t) for u, i, t in by_time)]
+    (tmp_path / "plain.csv").write_text("\n".join(["user,item", *lines]) + "\n", encoding="utf-8")
+    timed = write_table(tmp_path / "timed.csv", by_time)
+    plain = Table(tmp_path / "plain.csv", by_time)
+    with_times = train_here(timed, tmp_path / "timed", TWO_EPOCHS)
+    without = train_here(plain, tmp_path / "plain", TWO_EPOCHS)
+    assert same_weights(with_times.last, without.last)
+    assert "no time column" in without.out
+    assert "no time column" not in with_times.out
+
+
+def test_repeated_targets_are_named_in_a_warning(table: Table, tmp_path: Path) -> None:
+    user = REGULARS[0]
+    first = table.histories[user][0]
+    repeating = write_table(tmp_path / "again.csv", [*table.rows, (user, first, 9000)])
+    run = train_here(repeating, tmp_path / "run", TWO_EPOCHS)
+    assert "warning: 1 of 23 test items are repeats" in run.out
+    assert "evaluation.filter_seen=false" in run.out
+    ranked = train_here(repeating, tmp_path / "ranked", TWO_EPOCHS, "evaluation.filter_seen=false")
+    assert "warning" not in ranked.out
+    assert metrics(ranked.folder)["figures"] != metrics(run.folder)["figures"]

@@ -1,0 +1,150 @@
+"""Candidates, ranks, metrics and top-K against sorting in plain Python."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src import ranking
+from src.errors import UserError
+
+ITEMS = 7
+
+
+@st.composite
+def score_tables(draw: st.DrawFn) -> tuple[list[list[float]], list[set[int]], list[int]]:
+    """Scores [B][V] with many ties, seen items and a target of each row; a target may be among the seen."""
+    batch = draw(st.integers(1, 4))
+    score = st.one_of(st.sampled_from([-1.0, 0.0, 0.5]), st.floats(-1e6, 1e6, width=32))
+    scores = draw(st.lists(st.lists(score, min_size=ITEMS + 2, max_size=ITEMS + 2), min_size=batch, max_size=batch))
+    seen = draw(st.lists(st.sets(st.integers(1, ITEMS)), min_size=batch, max_size=batch))
+    targets = draw(st.lists(st.integers(1, ITEMS), min_size=batch, max_size=batch))
+    return scores, seen, targets
+
+
+def candidates(scores: list[list[float]], seen: list[set[int]]) -> torch.Tensor:
+    pairs = [(row, item) for row, items in enumerate(seen) for item in sorted(items)]
+    rows, items = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
+    return ranking.candidate_scores(torch.tensor(scores), rows, items)
+
+
+@given(score_tables())
+@settings(max_examples=200, deadline=None)
+def test_ranks_equal_sorting_with_ties_against_the_target(
+    table: tuple[list[list[float]], list[set[int]], list[int]],
+) -> None:
+    scores, seen, targets = table
+    ranks = ranking.target_ranks(candidates(scores, seen), torch.tensor(targets)).tolist()
+    for row, out, target, rank in zip(scores, seen, targets, ranks, strict=True):
+        in_race = [item for item in range(1, ITEMS + 1) if item not in out]
+        if target in out:
+            assert rank >= len(in_race)
+        else:
+            assert rank == sorted(in_race, key=lambda item: (-row[item], item == target)).index(target)
+
+
+@given(score_tables(), st.integers(1, ITEMS + 5))
+@settings(max_examples=200, deadline=None)
+def test_top_k_equals_sorting(table: tuple[list[list[float]], list[set[int]], list[int]], k: int) -> None:
+    scores, seen, _ = table
+    items, values = ranking.top_k(candidates(scores, seen), k)
+    for row, out, got, got_values in zip(scores, seen, items.tolist(), values.tolist(), strict=True):
+        in_race = sorted(row[item] for item in range(1, ITEMS + 1) if item not in out)[::-1]
+        best = in_race[:k]
+        assert len(got) == min(k, ITEMS + 2)
+        assert got_values == best + [-math.inf] * (len(got) - len(best))
+        assert got[len(best) :] == [0] * (len(got) - len(best))
+        assert len(set(got[: len(best)])) == len(best)
+        assert out.isdisjoint(got)
+        assert [row[item] for item in got[: len(best)]] == best
+        assert set(got[: len(best)]) <= set(range(1, ITEMS + 1))
+
+
+def test_padding_mask_and_seen_items_are_no_candidates() -> None:
+    scores = torch.arange(18.0).view(2, 9)
+    got = ranking.candidate_scores(scores, torch.tensor([0, 1, 1]), torch.tensor([7, 2, 2]))
+    assert got is scores
+    out = -math.inf
+    assert got.tolist() == [
+        [out, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, out, out],
+        [out, 10.0, out, 12.0, 13.0, 14.0, 15.0, 16.0, out],
+    ]
+
+
+def test_ties_count_against_the_target_wherever_it_stands() -> None:
+    scores = candidates([[0.0] * (ITEMS + 2)] * ITEMS, [set()] * (ITEMS - 1) + [{2, 3}])
+    assert ranking.target_ranks(scores, torch.arange(1, ITEMS + 1)).tolist() == [6, 6, 6, 6, 6, 6, 4]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
+def test_scores_that_are_not_finite_are_an_error(bad: float, token: int) -> None:
+    scores = torch.zeros(2, ITEMS + 2)
+    scores[1, token] = bad
+    with pytest.raises(UserError, match="NaN or infinite") as caught:
+        ranking.candidate_scores(scores, torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long))
+    assert "\n" not in str(caught.value)
+    assert "training.lr" in str(caught.value)
+
+
+def excluded_target_ranks() -> torch.Tensor:
+    return ranking.target_ranks(candidates([[9.0] * (ITEMS + 2)], [{4, 5}]), torch.tensor([4]))
+
+
+def test_an_excluded_target_comes_behind_every_candidate() -> None:
+    assert excluded_target_ranks().item() >= ITEMS - 2
+    assert ranking.metrics(excluded_target_ranks(), [ITEMS - 2], "")["hit@5"] == 0.0
+
+
+def test_an_excluded_target_is_no_hit_even_where_k_is_larger_than_the_catalogue() -> None:
+    """No list of recommendations could have it."""
+    assert ranking.metrics(excluded_target_ranks(), [100], "")["hit@100"] == 0.0
+
+
+def test_k_larger_than_the_catalogue_hits_every_candidate() -> None:
+    ranks = ranking.target_ranks(candidates([[1.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0, 9.0]], [{1}]), torch.tensor([6]))
+    assert ranks.tolist() == [5]
+    figures = ranking.metrics(ranks, [100], "val_")
+    assert figures == pytest.approx({"val_hit@100": 1.0, "val_ndcg@100": 1 / math.log2(7), "val_mrr": 1 / 6})
+
+
+def test_formulas() -> None:
+    ranks = torch.tensor([0, 1, 2, 9, 10])
+    assert ranking.hit(ranks, 10).tolist() == [1, 1, 1, 1, 0]
+    assert ranking.hit(ranks, 1).tolist() == [1, 0, 0, 0, 0]
+    expected = [1.0, 1 / math.log2(3), 0.5, 1 / math.log2(11), 0.0]
+    assert ranking.ndcg(ranks, 10).tolist() == pytest.approx(expected, abs=1e-15)
+    assert ranking.reciprocal_rank(ranks).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10, 1 / 11], abs=1e-15)
+
+
+def test_metrics_are_means_over_users_in_order_of_k() -> None:
+    figures = ranking.metrics(torch.tensor([0, 3, 4, 700]), [5, 1], "test_")
+    assert list(figures) == ["test_hit@5", "test_ndcg@5", "test_hit@1", "test_ndcg@1", "test_mrr"]
+    expected = [3 / 4, (1 + 1 / math.log2(5) + 1 / math.log2(6)) / 4, 1 / 4, 1 / 4, (1 + 1 / 4 + 1 / 5 + 1 / 701) / 4]
+    assert list(figures.values()) == pytest.approx(expected, abs=1e-15)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_metrics_equal_plain_numpy(ranks: list[int], k: int) -> None:
+    array = np.array(ranks)
+    figures = ranking.metrics(torch.tensor(ranks), [k], "")
+    assert figures[f"hit@{k}"] == pytest.approx(np.mean(array < k))
+    assert figures[f"ndcg@{k}"] == pytest.approx(np.mean(np.where(array < k, 1 / np.log2(array + 2), 0)))
+    assert figures["mrr"] == pytest.approx(np.mean(1 / (array + 1)))
+    assert figures[f"ndcg@{k}"] <= figures[f"hit@{k}"]
+
+
+def test_a_random_scorer_hits_as_often_as_chance() -> None:
+    users, items, seen_items = 5000, 60, 10
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randn(users, items + 2, generator=generator)
+    shuffled = torch.rand(users, items, generator=generator).argsort(dim=1) + 1
+    rows = torch.arange(users).repeat_interleave(seen_items)
+    scores = ranking.candidate_scores(scores, rows, shuffled[:, :seen_items].flatten())
+    hit = ranking.metrics(ranking.target_ranks(scores, shuffled[:, seen_items]), [10], "")["hit@10"]
+    chance = 10 / (items - seen_items)
+    assert abs(hit - chance) < 4 * math.sqrt(chance * (1 - chance) / users)

@@ -1,0 +1,114 @@
+"""The tables that the scripts end with, word for word, and metrics.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import report
+from src.run_folder import RunFolder
+
+SUMMARY = {
+    "rows": 12345,
+    "users": 1100,
+    "items": 523,
+    "has_time": 1,
+    "short_users": 0,
+    "short_users_rows": 0,
+    "train_users": 1100,
+    "train_items": 523,
+    "train_rows": 10145,
+    "evaluated_users": 1099,
+}
+
+
+def test_data_of_a_plain_table() -> None:
+    assert report.describe_data(SUMMARY, min_interactions=3, holdout=2).splitlines() == [
+        "data        12,345 interactions of 1,100 users with 523 items",
+        "training    10,145 interactions of 1,100 users with 523 items",
+        "evaluation  1,099 users: the last item tests, the one before validates, all 523 items ranked",
+    ]
+
+
+def test_data_says_what_was_left_out_and_why() -> None:
+    summary = SUMMARY | {"has_time": 0, "short_users": 1001, "short_users_rows": 1500, "train_users": 99}
+    assert report.describe_data(summary | {"train_items": 500}, min_interactions=4, holdout=1).splitlines() == [
+        "data        12,345 interactions of 1,100 users with 523 items"
+        " (no time column: the file's order is taken as the order)",
+        "left out    1,001 users with fewer than data.min_interactions=4 interactions"
+        " (1,500 interactions, 23 items that only they have)",
+        "training    10,145 interactions of 99 users with 500 items",
+        "evaluation  1,099 users: the last item validates, all 500 items ranked",
+    ]
+
+
+def test_data_that_all_trains_has_no_evaluation() -> None:
+    summary = {key: value for key, value in SUMMARY.items() if key != "evaluated_users"}
+    assert "evaluation" not in report.describe_data(summary, min_interactions=3, holdout=0)
+
+
+def test_table_of_figures() -> None:
+    rows = {
+        "popularity": {"test_hit@10": 0.1, "test_ndcg@10": 0.05, "test_mrr": 0.04},
+        "BERT4Rec (best.ckpt)": {"test_hit@10": 0.123456, "test_ndcg@10": 1.0, "test_mrr": 0.0},
+        "best reachable": {"hit@10": 0.5, "ndcg@10": 0.25},
+    }
+    assert report.figures_table(rows).splitlines() == [
+        "                      HIT@10  NDCG@10    MRR",
+        "popularity            0.1000   0.0500 0.0400",
+        "BERT4Rec (best.ckpt)  0.1235   1.0000 0.0000",
+        "best reachable        0.5000   0.2500       ",
+    ]
+
+
+def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    row = {"val_hit@5": 0.25, "val_mrr": 0.125}
+    test_row = {key.replace("val", "test"): value / 2 for key, value in row.items()}
+    content = {"seconds": 61.5, "epochs": 7, "figures": {"val": {"a": row}, "test": {"a": test_row, "b": test_row}}}
+    report.write_json(folder.metrics, content)
+    folder.checkpoints.mkdir()
+    folder.last.write_bytes(b"")
+    assert report.closing(folder).splitlines() == [
+        "trained 7 epochs in 62 s",
+        "",
+        "validation, every item ranked",
+        "   HIT@5    MRR",
+        "a 0.2500 0.1250",
+        "",
+        "test, every item ranked",
+        "   HIT@5    MRR",
+        "a 0.1250 0.0625",
+        "b 0.1250 0.0625",
+        "",
+        f"checkpoints {folder.last}",
+        f"figures     {folder.metrics}",
+    ]
+    folder.best.write_bytes(b"")
+    folder.logs.mkdir()
+    folder.predictions.write_text("user,item\n")
+    assert report.closing(folder).splitlines()[-5:] == [
+        f"checkpoints {folder.last}",
+        f"            {folder.best}",
+        f"logs        {folder.logs}",
+        f"figures     {folder.metrics}",
+        f"predictions {folder.predictions}",
+    ]
+
+
+def test_closing_of_a_run_without_evaluation(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    report.write_json(folder.metrics, {"seconds": 1.0, "epochs": 2, "figures": {}})
+    assert report.closing(folder).splitlines() == ["trained 2 epochs in 1 s", "", f"figures     {folder.metrics}"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    content: dict[str, Any] = {"figures": {"val": {"x": 0.5}}, "none": None, "list": [1, "a"]}
+    report.write_json(path, content)
+    assert json.loads(path.read_text()) == content
+    with pytest.raises(TypeError):
+        report.write_json(path, {"fine": 1, "bad": object()})
+    assert json.loads(path.read_text()) == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
