@@ -148,3 +148,19 @@ def test_a_random_scorer_hits_as_often_as_chance() -> None:
     hit = ranking.metrics(ranking.target_ranks(scores, shuffled[:, seen_items]), [10], "")["hit@10"]
     chance = 10 / (items - seen_items)
     assert abs(hit - chance) < 4 * math.sqrt(chance * (1 - chance) / users)
+
+
+@pytest.mark.parametrize("tokens", [640, 1000, 1003])
+def test_top_k_of_a_large_catalogue_is_that_of_a_sort(tokens: int) -> None:
+    """Beyond some hundreds of tokens only the blocks with the best maxima are looked at."""
+    generator = torch.Generator().manual_seed(tokens)
+    scores = torch.randint(0, 300, (11, tokens), generator=generator).float()  # with ties
+    scores[3] = -torch.inf
+    scores[4, 10:] = -torch.inf
+    scores[5, -3:] = 999.0  # in what is left over after the last whole block
+    for k in (1, 2, 4):
+        items, best = ranking.top_k(scores, k)
+        assert best.tolist() == scores.sort(dim=1, descending=True).values[:, :k].tolist()
+        assert torch.equal(scores.gather(1, items)[items != 0], best[items != 0])
+        assert (items[best == -torch.inf] == 0).all()
+        assert all(len(set(row)) == k for row in items.tolist() if 0 not in row)

@@ -2,8 +2,9 @@
 
 Films have a genre and a popularity (Zipf within the genre). A viewer has a current genre that drifts over time. The
 next film is, with a fixed chance, a follow-up of the last one, else a popular film of the current genre, else any
-popular film; nobody sees a film twice. So order matters, popularity alone does poorly, and the generator, which knows
-each viewer's distribution, can say which figures are the best that any model could reach.
+popular film; nobody sees a film twice. So order matters and popularity alone does poorly. Whoever knows these rules can
+work out from a history how likely each genre, and so each next film, is: no model can know more, so the figures of that
+ranking are the best reachable ones.
 """
 
 import hashlib

@@ -1,0 +1,77 @@
+"""Dropout and attention against the plain formulas; shapes B=2, H=3, M=5, L=7, d=11."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.models.functional import attention, dropout, keep_bytes
+
+VISIBLE = torch.tensor([[False, False, True, True, True, True, True], [True] * 7])[:, None, None, :]
+
+
+def heads(length: int) -> Tensor:
+    return torch.randn(2, 3, length, 11, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_its_expectation(rate: float) -> None:
+    torch.manual_seed(1)
+    count = 300_007  # no multiple of 8
+    x = torch.ones(count, dtype=torch.float64)
+    kept = dropout(x, rate, is_training=True)
+    share = keep_bytes(rate) / 256
+    assert abs(share - (1 - rate)) <= 1 / 512
+    assert set(kept.unique().tolist()) == {0.0, 1 / share}
+    assert abs((kept > 0).double().mean().item() - share) < 4 * math.sqrt(share * (1 - share) / count)
+
+
+def test_every_byte_of_a_word_is_a_fair_draw() -> None:
+    torch.manual_seed(2)
+    kept = dropout(torch.ones(40_000, 8), 0.25, is_training=True) > 0
+    assert ((kept.double().mean(dim=0) - 0.75).abs() < 4 * math.sqrt(0.75 * 0.25 / 40_000)).all()
+
+
+def test_dropout_follows_the_generator_and_is_off_outside_training() -> None:
+    x = torch.randn(13, 17)
+    torch.manual_seed(3)
+    first = dropout(x, 0.4, is_training=True)
+    second = dropout(x, 0.4, is_training=True)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x, 0.4, is_training=True), first)
+    assert not torch.equal(first, second)
+    assert dropout(x, 0.4, is_training=False) is x
+    assert dropout(x, 0.0, is_training=True) is x
+
+
+def test_gradient_of_dropout_passes_where_the_entry_was_kept() -> None:
+    torch.manual_seed(4)
+    x = torch.randn(6, 31, dtype=torch.float64, requires_grad=True)
+    out = dropout(x, 0.3, is_training=True)
+    (gradient,) = torch.autograd.grad((out * torch.arange(31)).sum(), x)
+    scale = 256 / keep_bytes(0.3)
+    torch.testing.assert_close(gradient, (out != 0) * torch.arange(31).double() * scale, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_visible", [None, VISIBLE])
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.35])
+def test_attention_is_the_plain_formula(is_visible: Tensor | None, dropout_rate: float) -> None:
+    torch.manual_seed(5)
+    q, k, v = heads(5), heads(7), heads(7)
+    torch.manual_seed(6)
+    got = attention(q, k, v, is_visible, dropout_rate)
+    scores = torch.einsum("bhmd,bhld->bhml", q, k) / math.sqrt(11)
+    if is_visible is not None:
+        scores = scores.masked_fill(~is_visible, -math.inf)
+    weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+    torch.manual_seed(6)  # the same draws
+    expected = torch.einsum("bhml,bhld->bhmd", dropout(weights, dropout_rate, is_training=True), v)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    direction = torch.randn_like(got)
+    for mine, plain in zip(
+        torch.autograd.grad((got * direction).sum(), [q, k, v]),
+        torch.autograd.grad((expected * direction).sum(), [q, k, v]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, plain, rtol=0, atol=1e-12)

@@ -1,0 +1,210 @@
+"""The losses and the optimiser of sparse gradients against plain formulas, gradients included."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from src.batch import Negatives, TrainBatch
+from src.models import BERT4Rec, losses
+from src.models.optimizer import RowwiseAdam
+
+
+def tensors(count: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for shape in ((count, width), (tokens, width), (tokens,))
+    )
+    return hidden, weight, bias, torch.randint(0, tokens, (count,), generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 23),
+    tokens=st.integers(1, 37),
+    block=st.integers(1, 200),
+    tile=st.integers(1, 40),
+    has_bias=st.booleans(),
+    factor=st.sampled_from([1.0, -2.5]),
+)
+def test_linear_cross_entropy_whatever_the_blocks(
+    count: int, tokens: int, block: int, tile: int, has_bias: bool, factor: float
+) -> None:
+    hidden, weight, bias, targets = tensors(count, 5, tokens, seed=count * 100 + tokens)
+    inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "BLOCK_ENTRIES", block)
+        patch.setattr(losses, "TILE_TOKENS", tile)
+        got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
+        mine = torch.autograd.grad(factor * got, inputs)
+    expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), targets)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    for one, other in zip(mine, torch.autograd.grad(factor * expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_linear_cross_entropy_of_large_logits_stays_finite() -> None:
+    hidden, weight, _, targets = tensors(3, 5, 7, seed=0)
+    hidden, weight = (100 * tensor.detach().float().requires_grad_() for tensor in (hidden, weight))
+    expected = F.cross_entropy(hidden @ weight.t(), targets)
+    torch.testing.assert_close(losses.linear_cross_entropy(hidden, weight, None, targets), expected)
+
+
+def test_sampled_softmax_over_all_other_items_is_the_full_one() -> None:
+    """Each other item once in the sample, as often as expected: the estimate of the sum is the sum."""
+    scores = torch.randn(4, 9, dtype=torch.float64)
+    targets = torch.tensor([0, 8, 3, 3])
+    negatives = scores.masked_fill(F.one_hot(targets, 9).bool(), -math.inf)
+    true = scores.gather(1, targets[:, None])[:, 0]
+    expected = F.cross_entropy(scores, targets)
+    torch.testing.assert_close(losses.sampled_softmax(true, negatives, torch.zeros(9)), expected)
+
+
+def test_sampled_softmax_corrects_for_how_often_an_item_is_drawn() -> None:
+    """In expectation over many draws the sum over the sample is the sum over all items, whatever the distribution."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, dtype=torch.float64, generator=generator)
+    chances = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], dtype=torch.float64)
+    size = 200_000
+    drawn = torch.multinomial(chances, size, replacement=True, generator=generator)
+    log_counts = (size * chances).log()[drawn]
+    true = torch.tensor([0.3], dtype=torch.float64)
+    got = losses.sampled_softmax(true, scores[drawn][None], log_counts)
+    expected = (true.exp() + scores.exp().sum()).log() - true
+    assert got.item() == pytest.approx(expected.item(), abs=0.01)
+
+
+@pytest.mark.parametrize(("calibration", "beta"), [(0.0, 1.0), (1.0, 0.2), (0.75, 0.4)])
+def test_gbce_by_hand(calibration: float, beta: float) -> None:
+    true = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    negative = torch.tensor([[1.0, -2.0], [0.0, -math.inf]], dtype=torch.float64)  # the last one is the target itself
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    expected = -(
+        beta * math.log(sigmoid(0.5))
+        + math.log(1 - sigmoid(1.0))
+        + math.log(1 - sigmoid(-2.0))
+        + beta * math.log(sigmoid(-1.0))
+        + math.log(0.5)
+    ) / (2 * 3)
+    assert losses.gbce(true, negative, 0.2, calibration).item() == pytest.approx(expected, abs=1e-12)
+
+
+BATCH = TrainBatch(
+    inputs=torch.tensor([[0, 14, 3], [5, 2, 14]]),
+    positions=torch.tensor([[1], [2]]),
+    slots=torch.tensor([0, 1]),
+    targets=torch.tensor([4, 9]),
+)
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "gbce"])
+@pytest.mark.parametrize("options", [{}, {"share_embeddings": False}, {"output_bias": True, "output_transform": True}])
+def test_a_sampled_loss_of_the_model_is_that_of_its_logits(loss: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = BERT4Rec(13, 8, 2, 1, 5, 0.0, loss=loss, **options).double()
+    negatives = Negatives(torch.tensor([1, 4, 7, 7, 13]), torch.tensor([0.1, -0.2, 0.3, 0.3, -1.0]).double())
+    got = model.loss(BATCH, negatives=negatives)
+    logits = torch.stack([model(BATCH.inputs)[0, 1], model(BATCH.inputs)[1, 2]])
+    true = logits.gather(1, BATCH.targets[:, None])[:, 0]
+    sampled = logits[:, negatives.items]
+    sampled[0, 1] = -math.inf  # item 4 is the first target
+    if loss == "gbce":
+        expected = losses.gbce(true, sampled, 5 / 12, 0.75)
+    else:
+        expected = losses.sampled_softmax(true, sampled, negatives.log_counts)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    parameters = list(model.parameters())
+    mine = torch.autograd.grad(got, parameters, allow_unused=True, materialize_grads=False)
+    plain = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for one, other in zip(mine, plain, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=0, atol=1e-12)
+
+
+def test_only_the_rows_of_a_step_get_a_gradient() -> None:
+    model = BERT4Rec(13, 8, 2, 1, 5, 0.0, loss="gbce")
+    model.loss(BATCH, negatives=Negatives(torch.tensor([7]), torch.zeros(1))).backward()
+    gradient = model.network.item_embedding.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse
+    assert set(gradient.coalesce().indices()[0].tolist()) <= {0, 2, 3, 4, 5, 7, 9, 14}
+
+
+def test_full_softmax_gives_the_tied_table_one_dense_gradient() -> None:
+    torch.manual_seed(0)
+    model = BERT4Rec(13, 8, 2, 1, 5, 0.0).double()
+    table = model.network.item_embedding.weight
+    model.loss(BATCH).backward()
+    assert table.grad is not None
+    assert not table.grad.is_sparse
+    logits = torch.stack([model(BATCH.inputs)[0, 1], model(BATCH.inputs)[1, 2]])
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, BATCH.targets), [table])
+    torch.testing.assert_close(table.grad, expected.to_dense(), rtol=0, atol=1e-12)
+
+
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole() -> None:
+    torch.manual_seed(0)
+    model = BERT4Rec(13, 8, 2, 2, 5, 0.0).double()
+    first = TrainBatch(*(t[:1] for t in BATCH))
+    second = TrainBatch(BATCH.inputs[1:], BATCH.positions[1:], torch.tensor([0]), BATCH.targets[1:])
+    whole, parts = model.loss(BATCH), model.loss(first, second)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    parameters = list(model.parameters())
+    for one, other in zip(torch.autograd.grad(parts, parameters), torch.autograd.grad(whole, parameters), strict=True):
+        torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=0, atol=1e-12)
+
+
+def test_rowwise_adam_is_adam_where_every_step_touches_every_row() -> None:
+    start = torch.randn(5, 3)
+    gradients = [torch.randn(5, 3) for _ in range(4)]
+    sparse, dense = start.clone().requires_grad_(), start.clone().requires_grad_()
+    optimizers = (RowwiseAdam([sparse], lr=0.1), torch.optim.Adam([dense], lr=0.1))
+    for gradient in gradients:
+        sparse.grad, dense.grad = gradient.to_sparse(1), gradient
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(sparse, dense)
+
+
+def test_rowwise_adam_is_torchs_sparse_adam_beside_dense_parameters() -> None:
+    start = torch.randn(6, 3)
+    mine, theirs, other = (start.clone().requires_grad_() for _ in range(3))
+    optimizers = (RowwiseAdam([mine, other], lr=0.1), torch.optim.SparseAdam([theirs], lr=0.1))
+    for rows in ([0, 2, 2], [5], [2, 4]):
+        values = torch.randn(len(rows), 3)
+        mine.grad, theirs.grad = (torch.sparse_coo_tensor(torch.tensor([rows]), values, (6, 3)) for _ in range(2))
+        other.grad = torch.ones_like(other)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(mine, theirs)
+    assert torch.equal(mine[[1, 3]], start[[1, 3]])  # no step touched them
+    assert (other < start).all()
+
+
+def test_rowwise_adam_goes_on_from_its_state() -> None:
+    start = torch.randn(4, 2)
+    gradients = [torch.randn(4, 2).to_sparse(1) for _ in range(3)]
+    weights = []
+    for is_interrupted in (False, True):
+        parameter = start.clone().requires_grad_()
+        optimizer = RowwiseAdam([parameter], lr=0.1)
+        for previous, gradient in pairwise([None, *gradients]):
+            if is_interrupted and previous is not None:
+                state = optimizer.state_dict()
+                optimizer = RowwiseAdam([parameter], lr=0.1)
+                optimizer.load_state_dict(state)
+            parameter.grad = gradient
+            optimizer.step()
+        weights.append(parameter.detach())
+    assert torch.equal(*weights)
