@@ -46,11 +46,14 @@ def test_ranks_equal_sorting_with_ties_against_the_target(
             assert rank == sorted(in_race, key=lambda item: (-row[item], item == target)).index(target)
 
 
-@given(score_tables(), st.integers(1, ITEMS + 5))
-@settings(max_examples=200, deadline=None)
-def test_top_k_equals_sorting(table: tuple[list[list[float]], list[set[int]], list[int]], k: int) -> None:
+@given(score_tables(), st.integers(1, ITEMS + 5), st.sampled_from([1, 2, ranking.TOP_K_BLOCK]))
+@settings(max_examples=300, deadline=None)
+def test_top_k_equals_sorting(table: tuple[list[list[float]], list[set[int]], list[int]], k: int, block: int) -> None:
+    """Also where the catalogue is large against k, which small blocks stand for here, and looked through in blocks."""
     scores, seen, _ = table
-    items, values = ranking.top_k(candidates(scores, seen), k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "TOP_K_BLOCK", block)
+        items, values = ranking.top_k(candidates(scores, seen), k)
     for row, out, got, got_values in zip(scores, seen, items.tolist(), values.tolist(), strict=True):
         in_race = sorted(row[item] for item in range(1, ITEMS + 1) if item not in out)[::-1]
         best = in_race[:k]
@@ -88,6 +91,14 @@ def test_scores_that_are_not_finite_are_an_error(bad: float, token: int) -> None
         ranking.candidate_scores(scores, torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long))
     assert "\n" not in str(caught.value)
     assert "training.lr" in str(caught.value)
+
+
+def test_infinite_scores_that_cancel_out_are_an_error_and_large_finite_ones_are_not() -> None:
+    none = torch.tensor([], dtype=torch.long)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        ranking.candidate_scores(torch.tensor([[0.0, math.inf, 2.0, -math.inf, 0.0]]), none, none)
+    scores = ranking.candidate_scores(torch.tensor([[0.0, 3e38, 3e38, 3.1e38, 0.0]]), none, none)
+    assert ranking.target_ranks(scores, torch.tensor([2])).tolist() == [2]
 
 
 def excluded_target_ranks() -> torch.Tensor:
