@@ -103,12 +103,20 @@ def test_closing_of_a_run_without_evaluation(tmp_path: Path) -> None:
     assert report.closing(folder).splitlines() == ["trained 2 epochs in 1 s", "", f"figures     {folder.metrics}"]
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.json"
     content: dict[str, Any] = {"figures": {"val": {"x": 0.5}}, "none": None, "list": [1, "a"]}
     report.write_json(path, content)
     assert json.loads(path.read_text()) == content
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
     with pytest.raises(TypeError):
         report.write_json(path, {"fine": 1, "bad": object()})
     assert json.loads(path.read_text()) == content
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+    def is_cut_off(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", is_cut_off)
+    with pytest.raises(OSError, match="no space left"):
+        report.write_json(path, {"new": 1})
+    assert json.loads(path.read_text()) == content

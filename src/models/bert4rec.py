@@ -182,6 +182,27 @@ class BERT4Rec(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm of all gradients together; torch's own clipping takes no sparse ones."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if gradient_clip_val is None or not any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        values = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values]))
+        for value in values:
+            value.mul_(torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0))
+
     def predict_step(self, batch: Sequence[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Users [B], in order, with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
         users = torch.cat([part.users for part in batch])

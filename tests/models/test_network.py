@@ -276,9 +276,10 @@ def silence_residual_branches(network: Network) -> None:
             nn.init.zeros_(linear.bias)
 
 
-def test_dropout_after_the_embedding() -> None:
+@pytest.mark.parametrize("embedding_norm_first", [False, True])
+def test_dropout_after_the_embedding(embedding_norm_first: bool) -> None:
     for rate, expected in ((0.0, False), (0.4, True)):
-        network = make_network(**{**NO_DROPOUT, "dropout_rate": rate})
+        network = make_network(**{**NO_DROPOUT, "dropout_rate": rate}, embedding_norm_first=embedding_norm_first)
         silence_residual_branches(network)
         assert train_differs(network) is expected
 
