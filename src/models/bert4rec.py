@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -111,6 +111,21 @@ class BERT4Rec(pl.LightningModule):
             output_bias,
         )
         self.ranks = Ranks()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's, but reading weights and plain values alone by default: code in a checkpoint does not run."""
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+        )
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Logits for every token at every position: [B, L] int64 -> [B, L, num_items + 2], indexed by token id."""
