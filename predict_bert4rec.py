@@ -16,7 +16,7 @@ def predict(config: Config) -> None:
     from torch.utils.data import DataLoader
 
     from src import checkpoint, report
-    from src.data.batching import HistorySet, OrderedBatches
+    from src.data.batching import TOKENS_PER_PART, HistorySet, OrderedBatches
     from src.data.interactions import read_interactions
     from src.data.prediction_writer import PredictionWriter
     from src.data.sequences import encode
@@ -55,9 +55,6 @@ def predict(config: Config) -> None:
         vocabulary.most_popular()[: settings.topk],
         settings.with_scores,
     )
-    history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
-    in_order = OrderedBatches(np.arange(len(histories)), settings.batch_size)
-    loader = DataLoader(history_set, sampler=in_order, batch_size=None)
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
         devices=1,
@@ -66,6 +63,12 @@ def predict(config: Config) -> None:
         callbacks=[writer],
         enable_model_summary=False,
     )
+    part = TOKENS_PER_PART if trainer.strategy.root_device.type == "cpu" else None
+    history_set = HistorySet(
+        sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen, tokens_per_part=part
+    )
+    in_order = OrderedBatches(np.arange(len(histories)), settings.batch_size)
+    loader = DataLoader(history_set, sampler=in_order, batch_size=None)
     trainer.predict(model, loader, return_predictions=False)
     if folder.metrics.exists():
         print("\n" + report.closing(folder))
