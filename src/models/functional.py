@@ -1,6 +1,6 @@
 """Dropout and attention as the network uses them: fast on a CPU, equal to the plain formulas.
 
-B batch, H heads, M queries, L keys, d head width.
+B batch, M queries, L keys, D hidden_units, H heads, d = D / H width of a head.
 """
 
 import math
@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+# Attention on a CPU takes so many (query, key) pairs at a time: 1 MiB, which stays in the cores' own caches.
+PAIRS_AT_A_TIME = 2**18
 
 
 def dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
@@ -33,8 +37,7 @@ def keep_bytes(rate: float) -> int:
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, kept_of_256: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape).lt_(kept_of_256)  # 0 or 1, in place
+        is_kept = _kept(x.shape, kept_of_256)
         ctx.save_for_backward(is_kept)
         ctx.scale = 256.0 / kept_of_256  # type: ignore[attr-defined]
         return (x * is_kept).mul_(ctx.scale)  # type: ignore[attr-defined]
@@ -46,23 +49,95 @@ class _ByteDropout(torch.autograd.Function):
         return (gradient * is_kept).mul_(ctx.scale), None  # type: ignore[attr-defined]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, is_visible: Tensor | None, dropout_rate: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with dropout on the softmax (paper equation 2).
+def _kept(shape: torch.Size, kept_of_256: int) -> Tensor:
+    """Which entries dropout keeps, 1 or 0 as uint8: one random byte decides each."""
+    count = shape.numel()
+    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.uint8)[:count].view(shape).lt_(kept_of_256)  # in place
 
-    torch's own kernel does it, except on a CPU with dropout, where it is slow: there it is written out.
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v in each head, with dropout on the softmax (paper equations 1 and 2).
+
+    torch's own kernel does it, except on a CPU with dropout, where it is slow.
 
     Args:
-        q: [B, H, M, d].
-        k, v: [B, H, L, d].
+        q: [B, M, D], the heads side by side.
+        k, v: [B, L, D].
         is_visible: [B, 1, 1, L] bool, False at padding, or None if there is none.
         dropout_rate: 0 outside training.
 
     Returns:
-        [B, H, M, d].
+        [B, M, D].
     """
     if q.device.type != "cpu" or dropout_rate == 0.0:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, dropout_p=dropout_rate)
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)  # [B, H, M, L]
-    if is_visible is not None:
-        scores += torch.where(is_visible, 0.0, -math.inf)
-    return dropout(scores.softmax(dim=-1), dropout_rate, is_training=True) @ v
+        heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v)]  # [B, H, ., d] each
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=is_visible, dropout_p=dropout_rate)
+        return mixed.transpose(1, 2).flatten(2)
+    kept = keep_bytes(dropout_rate)
+    dropped: Tensor = _DropoutAttention.apply(q, k, v, num_heads, is_visible, kept)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class _DropoutAttention(torch.autograd.Function):
+    """Attention some rows and one head at a time, so that what stands between its products stays in cache."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    def forward(
+        ctx: FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        num_heads: int,
+        is_visible: Tensor | None,
+        kept_of_256: int,
+    ) -> Tensor:
+        scale = 256.0 / kept_of_256
+        hides = None if is_visible is None else torch.where(is_visible[:, 0], 0.0, -math.inf).to(q.dtype)  # [B, 1, L]
+        q = q / math.sqrt(q.shape[2] // num_heads)
+        mixed = torch.empty_like(q)
+        softmaxes, kepts = [], []
+        for at in _pieces(q, k, num_heads):
+            scores = torch.bmm(q[at], k[at].transpose(1, 2))  # [rows, M, L]
+            if hides is not None:
+                scores += hides[at[0]]
+            softmax = scores.softmax(dim=2)
+            kept = softmax * _kept(softmax.shape, kept_of_256)
+            torch.mul(torch.bmm(kept, v[at]), scale, out=mixed[at])
+            softmaxes.append(softmax)
+            kepts.append(kept)
+        ctx.save_for_backward(q, k, v, mixed, *softmaxes, *kepts)
+        ctx.num_heads, ctx.scale = num_heads, scale  # type: ignore[attr-defined]
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mixed, *pieces = ctx.saved_tensors  # type: ignore[attr-defined]
+        num_heads: int = ctx.num_heads  # type: ignore[attr-defined]
+        # Summed over the keys, softmax times its gradient is mixed times its own, which is far smaller.
+        sums = (gradient * mixed).unflatten(2, (num_heads, -1)).sum(dim=3)  # [B, M, H]
+        gradient = gradient * ctx.scale  # type: ignore[attr-defined]
+        q_gradient, k_gradient, v_gradient = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        half = len(pieces) // 2
+        for at, softmax, kept in zip(_pieces(q, k, num_heads), pieces[:half], pieces[half:], strict=True):
+            head = at[2].start * num_heads // q.shape[2]
+            v_gradient[at] = torch.bmm(kept.transpose(1, 2), gradient[at])
+            scores_gradient = torch.bmm(gradient[at], v[at].transpose(1, 2)).mul_(kept)  # [rows, M, L]
+            scores_gradient.addcmul_(softmax, sums[at[0], :, head, None], value=-1.0)
+            q_gradient[at] = torch.bmm(scores_gradient, k[at])
+            k_gradient[at] = torch.bmm(scores_gradient.transpose(1, 2), q[at])
+        return q_gradient.div_(math.sqrt(q.shape[2] // num_heads)), k_gradient, v_gradient, None, None, None
+
+
+def _pieces(q: Tensor, k: Tensor, num_heads: int) -> list[tuple[slice, slice, slice]]:
+    """Where to cut q [B, M, D] and k [B, L, D]: some rows, all places, one head."""
+    rows, width = max(1, PAIRS_AT_A_TIME // (q.shape[1] * k.shape[1])), q.shape[2] // num_heads
+    return [
+        (slice(row, row + rows), slice(None), slice(head * width, (head + 1) * width))
+        for row in range(0, len(q), rows)
+        for head in range(num_heads)
+    ]

@@ -3,17 +3,17 @@
 N targets, D hidden_units, V tokens, K negatives.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores of so many (row, token) pairs are held at a time: 16 MiB, which stays in the last level of cache.
-BLOCK_ENTRIES = 2**22
-# Tokens in a tile: products of a few hundred rows with so many tokens run near the processor's peak.
-TILE_TOKENS = 4096
+# Scores are made in tiles of so many rows and tokens: 1 MB each, which stays in a core's cache. A round number rather
+# than a power of two, since rows that lie a power of two apart compete for the same cache lines.
+TILE_ROWS = 256
+TILE_TOKENS = 1000
+# At most so many probabilities (64 MiB) are held between the two passes over the tiles.
+HELD_ENTRIES = 2**24
 
 
 def sampled_softmax(true_scores: Tensor, negative_scores: Tensor, log_counts: Tensor) -> Tensor:
@@ -62,67 +62,58 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     return loss
 
 
-def _multiply_into(out: Tensor, left: Tensor, right: Tensor, adds: bool) -> None:
-    """`out` = left @ right, or += with `adds`."""
-    if adds:
-        out.addmm_(left, right)
-    else:
-        torch.mm(left, right, out=out)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients in the forward pass: the loss is a scalar, so that they only have to be scaled later.
 
-    Rows are taken in blocks and the vocabulary in tiles, of sizes at which matrix products are fastest.
+    A block of rows takes each tile of the vocabulary twice. First comes the softmax within the tile, which needs no
+    other tile; the tiles' log-normalisers then give the row's, and with it the weight that each tile's softmax has in
+    the whole one: softmax = softmax within the tile * exp(log-normaliser of the tile - that of the row).
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         count, tokens = len(hidden), len(weight)
-        rows = max(1, min(count, BLOCK_ENTRIES // tokens))
-        tiles = torch.split(weight, TILE_TOKENS)  # [T, D] each
-        bias_tiles = None if bias is None else torch.split(bias, TILE_TOKENS)
-        blocks = [hidden.new_empty(rows * len(tile)) for tile in tiles]
-        hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.empty_like(weight)
-        gradient_tiles = torch.split(weight_gradient, TILE_TOKENS)
+        blocks = -(-count // max(1, min(TILE_ROWS, HELD_ENTRIES // tokens)))
+        tiles = weight.split(TILE_TOKENS)  # [T, D] each
+        bias_tiles = [None] * len(tiles) if bias is None else bias.split(TILE_TOKENS)
+        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
-        losses = hidden.new_empty(count, 1)
-        for start in range(0, count, rows):
-            span = slice(start, min(start + rows, count))
+        normalisers = hidden.new_empty(count)
+        most_rows = -(-count // blocks)
+        scores = hidden.new_empty(most_rows * len(tiles[0]))
+        # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
+        held = [hidden.new_empty(most_rows * len(tile)) for tile in tiles]
+        for start in range(0, count, most_rows):
+            span = slice(start, start + most_rows)
             h = hidden[span]  # [R, D]
-            scores = [
-                block[: len(h) * len(tile)].view(len(h), len(tile)) for block, tile in zip(blocks, tiles, strict=True)
-            ]
-            largest = h.new_full((len(h), 1), -math.inf)
-            for number, (score, tile) in enumerate(zip(scores, tiles, strict=True)):
-                torch.mm(h, tile.t(), out=score)
-                if bias_tiles is not None:
-                    score += bias_tiles[number]
-                largest = torch.maximum(largest, score.amax(dim=1, keepdim=True))
-            normaliser = torch.zeros_like(largest)  # [R, 1]
-            for score in scores:
-                normaliser += score.sub_(largest).exp_().sum(dim=1, keepdim=True)
-            losses[span] = normaliser.log() + largest
-            share = 1.0 / (normaliser * count)  # turns what `scores` holds now into probabilities / count
-            scaled = h * share
-            h_gradient = hidden_gradient[span]
-            for number, (score, tile, gradient) in enumerate(zip(scores, tiles, gradient_tiles, strict=True)):
-                _multiply_into(h_gradient, score, tile, adds=number > 0)
-                _multiply_into(gradient, score.t(), scaled, adds=start > 0)
-            h_gradient *= share
+            softmaxes = [_shaped(memory, len(h), len(tile)) for memory, tile in zip(held, tiles, strict=True)]
+            logs = h.new_empty(len(tiles), len(h))  # log-normalisers of the tiles
+            weighted = h.new_empty(len(tiles), *h.shape)
+            for number, (tile, tile_bias, softmax) in enumerate(zip(tiles, bias_tiles, softmaxes, strict=True)):
+                score = torch.mm(h, tile.t(), out=_shaped(scores, len(h), len(tile)))
+                if tile_bias is not None:
+                    score += tile_bias
+                torch.softmax(score, dim=1, out=softmax)
+                # The best score's probability is exp(best score - log-normaliser), and never too small to tell.
+                torch.sub(score.amax(dim=1), softmax.amax(dim=1).log_(), out=logs[number])
+                torch.mm(softmax, tile, out=weighted[number])
+            normalisers[span] = logs.logsumexp(dim=0)
+            shares = (logs - normalisers[span]).exp_().div_(count)[:, :, None]  # [tiles, R, 1]
+            torch.sum(weighted.mul_(shares), dim=0, out=hidden_gradient[span])
+            for softmax, share, gradient in zip(softmaxes, shares, weight_gradient.split(TILE_TOKENS), strict=True):
+                gradient.addmm_(softmax.t(), h * share, beta=0 if start == 0 else 1)
             if bias_gradient is not None:
-                bias_gradient += torch.cat([(score * share).sum(dim=0) for score in scores])
+                bias_gradient += torch.cat([s.t() @ share[:, 0] for s, share in zip(softmaxes, shares, strict=True)])
         true_rows = weight[targets]  # [N, D]
-        true_logits = (hidden * true_rows).sum(dim=1, keepdim=True)
+        true_logits = (hidden * true_rows).sum(dim=1)
         hidden_gradient.sub_(true_rows, alpha=1.0 / count)
         weight_gradient.index_add_(0, targets, hidden, alpha=-1.0 / count)
         if bias is not None and bias_gradient is not None:
-            true_logits += bias[targets, None]
+            true_logits += bias[targets]
             bias_gradient.index_add_(0, targets, bias.new_ones(count), alpha=-1.0 / count)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)  # type: ignore[arg-type]
-        return (losses - true_logits).mean()
+        return (normalisers - true_logits).mean()
 
     @staticmethod
     @once_differentiable
@@ -132,3 +123,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient, weight_gradient = hidden_gradient * gradient, weight_gradient * gradient
             bias_gradient = None if bias_gradient is None else bias_gradient * gradient
         return hidden_gradient, weight_gradient, bias_gradient, None
+
+
+def _shaped(memory: Tensor, rows: int, columns: int) -> Tensor:
+    """The beginning of flat memory as a matrix."""
+    return memory[: rows * columns].view(rows, columns)

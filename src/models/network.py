@@ -41,15 +41,9 @@ class Attention(nn.Module):
             sequence: [B, L, D].
             is_visible: [B, 1, 1, L] bool, False at padding, or None if there is none.
         """
-        q = self._split(self.query(queries))  # [B, H, M, D/H]
-        k, v = (self._split(x) for x in self.key_value(sequence).chunk(2, dim=-1))  # [B, H, L, D/H] each
-        mixed = attention(q, k, v, is_visible, self.dropout_rate if self.training else 0.0)  # [B, H, M, D/H]
-        mixed = mixed.transpose(1, 2)  # [B, M, H, D/H]
-        return mixed.flatten(2)  # [B, M, D]
-
-    def _split(self, x: Tensor) -> Tensor:
-        rows, length, width = x.shape
-        return x.view(rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)  # [B, H, L, D/H]
+        q = self.query(queries)  # [B, M, D]
+        k, v = self.key_value(sequence).chunk(2, dim=-1)  # [B, L, D] each
+        return attention(q, k, v, self.num_heads, is_visible, self.dropout_rate if self.training else 0.0)
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""Dropout and attention against the plain formulas; shapes B=2, H=3, M=5, L=7, d=11."""
+"""Dropout and attention against the plain formulas; shapes B=2, M=5, L=7, H=3, d=11."""
 
 import math
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.models import functional
 from src.models.functional import attention, dropout, keep_bytes
 
 VISIBLE = torch.tensor([[False, False, True, True, True, True, True], [True] * 7])[:, None, None, :]
 
 
-def heads(length: int) -> Tensor:
-    return torch.randn(2, 3, length, 11, dtype=torch.float64, requires_grad=True)
+def states(length: int) -> Tensor:
+    return torch.randn(2, length, 3 * 11, dtype=torch.float64, requires_grad=True)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
@@ -55,18 +56,28 @@ def test_gradient_of_dropout_passes_where_the_entry_was_kept() -> None:
 
 
 @pytest.mark.parametrize("is_visible", [None, VISIBLE])
-@pytest.mark.parametrize("dropout_rate", [0.0, 0.35])
-def test_attention_is_the_plain_formula(is_visible: Tensor | None, dropout_rate: float) -> None:
+@pytest.mark.parametrize(("dropout_rate", "rows_at_a_time"), [(0.0, 2), (0.35, 2), (0.35, 1)])
+def test_attention_is_the_plain_formula(
+    is_visible: Tensor | None, dropout_rate: float, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "PAIRS_AT_A_TIME", rows_at_a_time * 5 * 7)
     torch.manual_seed(5)
-    q, k, v = heads(5), heads(7), heads(7)
+    q, k, v = states(5), states(7), states(7)
     torch.manual_seed(6)
-    got = attention(q, k, v, is_visible, dropout_rate)
-    scores = torch.einsum("bhmd,bhld->bhml", q, k) / math.sqrt(11)
+    got = attention(q, k, v, 3, is_visible, dropout_rate)
+    heads = [x.view(2, -1, 3, 11) for x in (q, k, v)]
+    scores = torch.einsum("bmhd,blhd->bhml", heads[0], heads[1]) / math.sqrt(11)
     if is_visible is not None:
         scores = scores.masked_fill(~is_visible, -math.inf)
     weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
-    torch.manual_seed(6)  # the same draws
-    expected = torch.einsum("bhml,bhld->bhmd", dropout(weights, dropout_rate, is_training=True), v)
+    torch.manual_seed(6)  # the same draws, in the same order
+    weights = torch.cat(
+        [
+            torch.stack([dropout(head, dropout_rate, is_training=True) for head in rows.unbind(1)], dim=1)
+            for rows in weights.split(rows_at_a_time)
+        ]
+    )
+    expected = torch.einsum("bhml,blhd->bmhd", weights, heads[2]).flatten(2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     direction = torch.randn_like(got)
     for mine, plain in zip(

@@ -40,7 +40,7 @@ def test_linear_cross_entropy_whatever_the_blocks(
     hidden, weight, bias, targets = tensors(count, 5, tokens, seed=count * 100 + tokens)
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "BLOCK_ENTRIES", block)
+        patch.setattr(losses, "HELD_ENTRIES", block)
         patch.setattr(losses, "TILE_TOKENS", tile)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
         mine = torch.autograd.grad(factor * got, inputs)

@@ -1,0 +1,218 @@
+"""Training speed: this package against itself without each of its tricks, and against the peers.
+
+python -m tests.benchmarks.training --data FOLDER/ml-1m.csv --max-len 200 --mask 0.2
+"""
+
+import argparse
+import contextlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.batch import PAD, TrainStep
+from src.data import BERT4RecDataModule, batching, bert4rec_data
+from src.models import BERT4Rec, functional, losses, network
+from tests.benchmarks import common
+
+STEPS = 24  # timed in one turn
+
+
+def build(options: argparse.Namespace) -> tuple[BERT4Rec, BERT4RecDataModule]:
+    data = BERT4RecDataModule(
+        str(options.data.parent),
+        options.data.name,
+        batch_size=options.batch_size,
+        max_len=options.max_len,
+        mask_prob=options.mask,
+        num_negatives=0 if options.loss == "softmax" else options.negatives,
+    )
+    data.setup()
+    torch.manual_seed(1)
+    model = BERT4Rec(
+        data.num_items,
+        hidden_units=options.width,
+        num_heads=options.heads,
+        num_layers=options.layers,
+        max_len=options.max_len,
+        dropout_rate=options.dropout,
+        loss=options.loss,
+        lr=0.001,
+    )
+    return model, data
+
+
+class Run:
+    """Training as the trainer does it, batches included, to be timed some steps at a time."""
+
+    def __init__(self, options: argparse.Namespace, trick: str | None = None) -> None:
+        self.trick = trick
+        with without(trick):
+            self.model, self.data = build(options)
+            self.optimizer = self.model.configure_optimizers()
+            self.loader = self.data.train_dataloader()
+        if trick == "fused optimiser":
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
+        self.sequences, self.operations = 0, 0.0
+
+    def sequences_per_second(self) -> float:
+        """Over the same batches in each turn, as many as an epoch has, or the first `STEPS`."""
+        self.sequences, self.operations = 0, 0.0
+        self.loader.sampler.set_epoch(0)
+        batches, seconds = iter(self.loader), 0.0
+        with without(self.trick):
+            for _ in range(min(STEPS, len(self.loader))):
+                started = time.perf_counter()
+                batch = next(batches)
+                loss = self.model.loss(*batch.parts, negatives=batch.negatives)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                seconds += time.perf_counter() - started
+                self.sequences += sum(len(part.inputs) for part in batch.parts)
+                self.operations += sum(operations(self.model, part, batch) for part in batch.parts)
+        return self.sequences / seconds
+
+
+def operations(model: BERT4Rec, part, step: TrainStep) -> float:
+    """Multiplications and additions of the matrix products that one part needs, forward and backward.
+
+    Padding, and queries and logits that nobody asks for, are not needed and do not count.
+    """
+    lengths = (part.inputs != PAD).sum(dim=1).double()
+    targets = torch.bincount(part.slots // part.positions.shape[1], minlength=len(lengths)).double()
+    width, layers = model.hparams["hidden_units"], model.hparams["num_layers"]
+    forward = 0.0
+    for layer in range(layers):
+        queries = targets if layer == layers - 1 else lengths
+        projections = 2 * width * width * (2 * lengths + 2 * queries)
+        attention = 4 * width * queries * lengths
+        feed_forward = 2 * 8 * width * width * queries
+        forward += float((projections + attention + feed_forward).sum())
+    tokens = model.num_items + 2 if step.negatives is None else len(step.negatives.items) + 1
+    forward += 2.0 * width * tokens * float(targets.sum())
+    return 3.0 * forward  # each product has two more of its size in the backward pass
+
+
+# The tricks, and what stands in for each of them.
+
+
+def _encode_everywhere(self: network.Network, inputs: Tensor, positions: Tensor | None = None, slots=None) -> Tensor:
+    hidden = _encode(self, inputs)
+    if positions is None:
+        return hidden
+    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)[slots]
+
+
+_encode = network.Network.encode
+_embedding = F.embedding
+
+
+def _pad_to(max_len: int):
+    def pad(tokens, spans, append=None):
+        padded = _pad_left(tokens, spans, append)
+        return np.pad(padded, ((0, 0), (max_len - padded.shape[1], 0)))
+
+    return pad
+
+
+_pad_left = batching.pad_left
+
+
+def _torch_dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
+    return F.dropout(x, rate, is_training)
+
+
+def _torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
+) -> Tensor:
+    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    mixed = F.scaled_dot_product_attention(*heads, attn_mask=is_visible, dropout_p=dropout_rate)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets)
+
+
+def _dense_embedding(*args, sparse: bool = False, **kwargs) -> Tensor:
+    return _embedding(*args, **kwargs)
+
+
+def _random_order(self: batching.ShuffledBatches, *args) -> None:
+    _shuffled_init(self, *args)
+    self.lengths = np.zeros_like(self.lengths)
+
+
+_shuffled_init = batching.ShuffledBatches.__init__
+
+TRICKS: dict[str, Callable[[], list]] = {
+    "queries only where needed": lambda: [mock.patch.object(network.Network, "encode", _encode_everywhere)],
+    "batches by length": lambda: [mock.patch.object(batching.ShuffledBatches, "__init__", _random_order)],
+    "batches in parts": lambda: [mock.patch.object(bert4rec_data, "TOKENS_PER_PART", None)],
+    "byte dropout": lambda: [
+        mock.patch.object(functional, "dropout", _torch_dropout),
+        mock.patch.object(network, "dropout", _torch_dropout),
+    ],
+    "attention written out": lambda: [mock.patch.object(network, "attention", _torch_attention)],
+    "tiled cross entropy": lambda: [mock.patch.object(losses, "linear_cross_entropy", _plain_cross_entropy)],
+    "sparse embedding gradient": lambda: [mock.patch.object(F, "embedding", _dense_embedding)],
+    "fused optimiser": lambda: [],
+}
+
+
+@contextlib.contextmanager
+def without(trick: str | None) -> Iterator[None]:
+    """The package without one of its tricks, without all of them ("all"), or as it is (None)."""
+    names = [] if trick is None else list(TRICKS) if trick == "all" else [trick]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            for patch in TRICKS[name]():
+                stack.enter_context(patch)
+        yield
+
+
+def main() -> None:
+    parser = common.parser(__doc__.splitlines()[0])
+    parser.add_argument("--loss", choices=["softmax", "sampled_softmax", "gbce"], default="softmax")
+    parser.add_argument("--negatives", type=int, default=256)
+    parser.add_argument("--no-ablation", action="store_true", help="time the package as it is, and the peers")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    peak = common.matrix_peak()
+    ours = Run(options)
+    variants: dict[str, Callable[[], float]] = {"this package": ours.sequences_per_second}
+    if not options.no_ablation:
+        runs = {f"without {trick}": Run(options, trick) for trick in [*TRICKS, "all"]}
+        if options.loss != "softmax":
+            for trick in ("tiled cross entropy", "fused optimiser", "sparse embedding gradient"):
+                del runs[f"without {trick}"]
+        variants |= {name: run.sequences_per_second for name, run in runs.items()}
+    for name in common.PEERS:
+        if getattr(options, name):
+            variants[name] = lambda name=name: common.peer(name, "train", options)["sequences_per_second"]
+    rates = common.median_of_turns(variants, options.rounds)
+
+    best = rates["this package"]
+    print(
+        f"{options.data.name}: {ours.data.num_items:,} items, max_len {options.max_len}, mask {options.mask},"
+        f" {options.layers} layers of {options.width}, batch {options.batch_size}, loss {options.loss},"
+        f" {options.threads} threads\n"
+    )
+    rows = [[name, f"{rate:,.0f}", f"{best / rate:.2f}"] for name, rate in rates.items()]
+    common.print_table(["training", "sequences/s", "this package is faster by"], rows)
+    needed = ours.operations / ours.sequences
+    print(f"matrix peak (float32)      {peak / 1e9:,.0f} GFLOP/s")
+    print(f"operations needed          {needed / 1e6:,.1f} MFLOP a sequence")
+    print(f"arithmetic efficiency      {100 * needed * best / peak:.0f} %")
+    print(f"peak memory of this run    {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
