@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores are made in tiles of so many rows and tokens: 1 MB each, which stays in a core's cache. A round number rather
+# Scores are made in tiles of so many rows and tokens: 2 MB each, half of it for each of two cores. A round number rather
 # than a power of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
-TILE_TOKENS = 1000
+TILE_TOKENS = 2000
 # At most so many probabilities (64 MiB) are held between the two passes over the tiles.
 HELD_ENTRIES = 2**24
 

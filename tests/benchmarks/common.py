@@ -50,12 +50,12 @@ def median_of_turns(variants: dict[str, Callable[[], float]], rounds: int) -> di
 
 def peer(name: str, task: str, options: argparse.Namespace) -> dict[str, float]:
     """What a peer's script prints, run in its own interpreter."""
-    script = Path(__file__).parent / "peers" / f"{name}.py"
+    script = Path(__file__).parent / "peers" / f"bench_{name}.py"
     sizes = [part for size in SIZES for part in (f"--{size.replace('_', '-')}", str(getattr(options, size)))]
     command = [getattr(options, name), str(script), task, str(options.data.resolve()), *sizes]
     command += ["--seconds", str(options.peer_seconds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     if done.returncode:
         raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
     figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
