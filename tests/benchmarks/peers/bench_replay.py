@@ -60,7 +60,7 @@ dataset = Dataset(
 )
 schema = TensorSchema(
     TensorFeatureInfo(
-        name="items",
+        name="item_sequence",
         is_seq=True,
         feature_type=FeatureType.CATEGORICAL,
         feature_hint=FeatureHint.ITEM_ID,
@@ -82,7 +82,7 @@ model = Bert4Rec(
     optimizer_factory=FatOptimizerFactory(learning_rate=0.001),
 )
 stopwatch = Stopwatch(options.seconds, options.batch_size)
-truths = tokenizer.transform(Dataset(FeatureSchema(ids), truth[["user", "item"]]), ["items"])
+truths = tokenizer.transform(Dataset(FeatureSchema(ids), truth[["user", "item"]]), ["item_sequence"])
 histories, truths = SequentialDataset.keep_common_query_ids(sequences, truths)
 ranking = ValidationMetricsCallback(
     metrics=["ndcg", "recall"], ks=[10], postprocessors=[RemoveSeenItems(histories)]
