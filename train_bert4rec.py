@@ -25,40 +25,85 @@ def train(config: Config) -> float | None:
     Returns:
         The best value of `training.monitor_metric`, for sweeps; None without validation.
     """
-    import time
-
     import pytorch_lightning as pl
+    from lightning_utilities.core.rank_zero import rank_zero_only
 
-    from src import report
-    from src.errors import UserError
+    from src import checkpoint, report, resume
+    from src.callbacks import LastCheckpoint
     from src.run_folder import RunFolder
 
     cli.quiet()
+    say = rank_zero_only(print)
     pl.seed_everything(config.seed, verbose=False)
     data = build_data(config)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
-    print(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    say(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
-        print(
+        say(
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
     model = build_model(config, data.num_items)
-    print(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
+    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
 
     folder = RunFolder.at(config.output_dir)
-    resume_path = find_resume_path(config.training.resume, folder, model)
-    trainer = build_trainer(config, folder)
-    goes_on_here = resume_path is not None and resume_path.resolve().parent == folder.checkpoints.resolve()
-    if not goes_on_here and trainer.is_global_zero and (archived := folder.archive()):
-        print(f"the earlier run went to {archived}")
-    started = time.perf_counter()
-    trainer.fit(model, data, ckpt_path=resume_path, weights_only=True)
-    seconds = time.perf_counter() - started
-    if trainer.interrupted or trainer.received_sigterm:
-        raise UserError(f"training was stopped at epoch {trainer.current_epoch}: go on with training.resume=true")
-    return finish(config, folder, trainer, model, data, seconds)
+    path = resume.find(config.training.resume, folder)
+    content = None if path is None else checkpoint.read(path)
+    trainer = build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
+    last = trainer.checkpoint_callbacks[-1]
+    assert isinstance(last, LastCheckpoint)
+    if path is not None and content is not None:
+        last.rewinds = prepare_resume(config, path, content, data, trainer)
+    goes_on_here = path is not None and path.resolve().parent == folder.checkpoints.resolve()
+    keeps_results = goes_on_here and content is not None and resume.is_finished(content, config)
+    if trainer.is_global_zero and not keeps_results and (archived := folder.archive(results_only=goes_on_here)):
+        say(f"the earlier {'results' if goes_on_here else 'run'} went to {archived}")
+    del content
+    fit(trainer, model, data, path)
+    return finish(config, folder, trainer, model, data, last.total_seconds())
+
+
+def prepare_resume(
+    config: Config, path: "Path", content: dict[str, Any], data: "BERT4RecDataModule", trainer: "pl.Trainer"
+) -> bool:
+    """See whether the checkpoint fits the settings and the data, and print what has changed since.
+
+    Returns:
+        Whether the epoch that was interrupted begins anew, since its batches are others now.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    from src import checkpoint, resume
+
+    say = rank_zero_only(print)
+    checkpoint.build(content, path)
+    resume.require_state(content, path)
+    changes = resume.changes(content, config, path)
+    data.load_state_dict(content["BERT4RecDataModule"])
+    epoch, batches = resume.position(content)
+    rewinds = batches > 0 and not resume.has_same_batches(content, config, trainer.world_size)
+    data.start = (epoch, 0 if rewinds else batches)
+    say(f"resuming    {path}: epoch {epoch}, step {content['global_step']:,}")
+    if changes:
+        say(f"changed     {', '.join(changes)}")
+    if rewinds:
+        say(f"            the batches are others now: epoch {epoch} begins anew, {batches:,} of its steps come twice")
+    return rewinds
+
+
+def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
+    from src.errors import UserError
+
+    try:
+        trainer.fit(model, data, ckpt_path=path, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted and trainer.is_global_zero:
+            raise UserError(
+                f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
+                f" from the checkpoint before that"
+            ) from stop
+        raise
 
 
 def build_data(config: Config) -> "BERT4RecDataModule":
@@ -114,36 +159,16 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
     )
 
 
-def find_resume_path(resume: bool | str, folder: "RunFolder", model: "BERT4Rec") -> "Path | None":
-    """The checkpoint to go on from, which must fit the model, or None for a new run."""
-    from pathlib import Path
+def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":
+    """The trainer of a run that has `steps` steps behind it."""
+    from dataclasses import asdict
 
-    from src import checkpoint
-    from src.errors import UserError
-
-    if resume is False:
-        return None
-    path = folder.last if resume is True else Path(str(resume)).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path} to resume from: start anew with training.resume=false")
-    there = {name: tuple(tensor.shape) for name, tensor in checkpoint.load(path)[0].state_dict().items()}
-    here = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if different:
-        name = different[0]
-        raise UserError(
-            f"{path} has another architecture than the settings: {name} is {there.get(name, 'missing')} there and"
-            f" {here.get(name, 'missing')} here; resume with the settings it was trained with"
-        )
-    return path
-
-
-def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    from src.callbacks import LastCheckpoint
     from src.errors import UserError
 
     training = config.training
@@ -152,7 +177,7 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
         "auto_insert_metric_name": False,
         "enable_version_counter": False,
     }
-    callbacks: list[pl.Callback] = [ModelCheckpoint(filename=folder.last.stem, save_on_train_epoch_end=True, **save)]
+    callbacks: list[pl.Callback] = []
     if config.data.holdout:
         monitor: dict[str, Any] = {"monitor": training.monitor_metric, "mode": "max"}
         callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
@@ -160,8 +185,13 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
     if training.scheduler != "none" or training.warmup_steps:
         callbacks.append(LearningRateMonitor("step"))
+    last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, asdict(config))
+    callbacks.append(last)  # after the best one, of which it keeps the state
+    # Points that a killed session drew after the checkpoint are drawn again; what is drawn at the start is there.
+    resumed: dict[str, Any] = {"purge_step": steps, "default_hp_metric": False} if steps else {}
+    logger = TensorBoardLogger(folder.root, name=folder.logs.name, version="", **resumed)
     try:
-        return _trainer(training, callbacks, TensorBoardLogger(folder.root, name=folder.logs.name, version=""))
+        return _trainer(training, callbacks, logger)
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(
             f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
@@ -172,6 +202,8 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
 def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "Logger") -> "pl.Trainer":
     import pytorch_lightning as pl
 
+    from src.checkpoint import SafeCheckpointIO
+
     return pl.Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
@@ -181,6 +213,7 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "
         max_steps=training.max_steps or -1,
         gradient_clip_val=training.gradient_clip,
         callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
         logger=logger,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -223,7 +256,9 @@ def finish(
     monitored = None
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
+    loggers = trainer.loggers
     for stage in stages:
+        trainer.loggers = [] if stage == "val" else loggers  # training has drawn these points already
         evaluate = trainer.validate if stage == "val" else trainer.test
         model_figures = dict(
             evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)[0]

@@ -1,14 +1,42 @@
-"""Opening a checkpoint of this package, which alone is enough to predict with the original ids."""
+"""Reading and writing checkpoints; one of this package alone is enough to predict with the original ids."""
 
-import pickle
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
-from src.models.bert4rec import BERT4Rec
+from src.files import write_whole
+from src.models.bert4rec import CHECKPOINT_FORMAT, FORMAT_KEY, BERT4Rec
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """How Lightning reads and writes checkpoints here.
+
+    A checkpoint appears under its name only when it is whole, so that the one before stays good until then. Only
+    tensors and plain containers are read.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it, or raise a `UserError` that says why that is impossible."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            write_whole(Path(path), buffer.getbuffer())
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}): the one that was there before is unharmed; mend"
+                " that, then go on from it with training.resume=true"
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """As Lightning's, but always by weights alone."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 def load(path: Path) -> tuple[BERT4Rec, Vocabulary]:
@@ -19,14 +47,54 @@ def load(path: Path) -> tuple[BERT4Rec, Vocabulary]:
     Raises:
         UserError: if there is no such file, or it is no checkpoint of this package.
     """
-    content = _read(path)
+    return build(read(path), path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, by weights and plain values alone.
+
+    Raises:
+        UserError: if there is no such file, it cannot be read, or a newer version of this package wrote it.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"there is no checkpoint {path}: train first with python train_bert4rec.py, or name one with"
+            " inference.checkpoint_path=FILE"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes from anywhere raise anything
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or no checkpoint, or holds more than weights and"
+            " plain values; give one that train_bert4rec.py wrote"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint of this program: give one that train_bert4rec.py wrote")
+    number = content.get(FORMAT_KEY, 1)  # the first format had no number
+    if type(number) is not int or number > CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} has format {str(number)[:20]}, and this version of the program reads up to format"
+            f" {CHECKPOINT_FORMAT}: use the version that wrote it, or a newer one"
+        )
+    return content
+
+
+def build(content: dict[str, Any], path: Path) -> tuple[BERT4Rec, Vocabulary]:
+    """The model and the item ids of what `read` gave; `path` is for the message alone.
+
+    Raises:
+        UserError: if parts are missing, or do not fit together.
+    """
     try:
         vocabulary = Vocabulary.from_state_dict(content["BERT4RecDataModule"]["vocabulary"])
-        model = BERT4Rec(**content["hyper_parameters"])
-        model.load_state_dict(content["state_dict"])
+        _check_vocabulary(vocabulary)
+        arguments, weights = content["hyper_parameters"], content["state_dict"]
+        _check_shapes(arguments, weights)
+        model = BERT4Rec(**arguments)
+        model.load_state_dict(weights)
         if len(vocabulary) != model.num_items:
             raise ValueError(f"{len(vocabulary)} item ids for {model.num_items} items")
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # as above
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is no checkpoint of this program ({type(error).__name__}: {reason}): give one that"
@@ -35,19 +103,22 @@ def load(path: Path) -> tuple[BERT4Rec, Vocabulary]:
     return model.eval(), vocabulary
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(
-            f"there is no checkpoint {path}: train first with python train_bert4rec.py, or name one with"
-            " inference.checkpoint_path=FILE"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or no checkpoint, or holds more than weights and"
-            " plain values; give one that train_bert4rec.py wrote"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint of this program: give one that train_bert4rec.py wrote")
-    return content
+def _check_vocabulary(vocabulary: Vocabulary) -> None:
+    if vocabulary.ids.null_count:
+        raise ValueError("an item without an id")
+    if len(vocabulary.ids.unique()) < len(vocabulary):
+        raise ValueError("an item id that stands for two items")
+    if vocabulary.counts.shape != (len(vocabulary),) or (vocabulary.counts < 0).any():
+        raise ValueError(f"counts of shape {vocabulary.counts.shape} for {len(vocabulary)} item ids, or below 0")
+
+
+def _check_shapes(arguments: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Compare without memory for the weights, so that a forged size cannot ask for any."""
+    if not 1 <= arguments.get("num_layers", 1) <= len(weights):
+        raise ValueError(f"num_layers={arguments['num_layers']} with {len(weights)} tensors")
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in BERT4Rec(**arguments).state_dict().items()}
+    for name in wanted.keys() | weights.keys():
+        there = weights[name].shape if name in weights else None
+        if there != wanted.get(name):
+            raise ValueError(f"{str(name)[:60]} is {there} and should be {wanted.get(name)}")

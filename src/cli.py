@@ -95,6 +95,9 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",  # a small data set
         ".*Total length of .* across ranks is zero.*",  # data.holdout=0 has nothing to validate on
         "Couldn't infer the batch indices fetched",  # each batch names its own users
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on where it was
+        "Be aware that when using `ckpt_path`, callbacks",  # early stopping switched on or off
+        "The dirpath has changed from",  # resumed from another run's checkpoint
         ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, Lightning's business
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -136,6 +136,7 @@ class TrainingConfig:
     devices: Any
     strategy: str
     precision: str
+    checkpoint_every_n_steps: int | None
     resume: Any
 
     def __post_init__(self) -> None:
@@ -145,6 +146,8 @@ class TrainingConfig:
         _require_at_least(0, training__warmup_steps=self.warmup_steps)
         if self.max_steps is not None:
             _require_at_least(1, training__max_steps=self.max_steps)
+        if self.checkpoint_every_n_steps is not None:
+            _require_at_least(1, training__checkpoint_every_n_steps=self.checkpoint_every_n_steps)
         _require(self.lr > 0.0 and math.isfinite(self.lr), "training.lr", self.lr, "give a number above 0")
         _require(
             0.0 <= self.weight_decay < math.inf, "training.weight_decay", self.weight_decay, "give 0 or a number above"
@@ -186,7 +189,10 @@ class TrainingConfig:
             f"choose from {', '.join(PRECISIONS)}",
         )
         _require(
-            isinstance(self.resume, bool | str), "training.resume", self.resume, "give true, false or a checkpoint path"
+            isinstance(self.resume, bool | str),
+            "training.resume",
+            self.resume,
+            "give true, false, auto or a checkpoint path",
         )
         _require(
             self.devices == "auto"

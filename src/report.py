@@ -1,12 +1,12 @@
 """The short tables that the scripts end with, and metrics.json."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from src.files import write_whole
 from src.run_folder import RunFolder
 
 
@@ -63,6 +63,4 @@ def closing(folder: RunFolder) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

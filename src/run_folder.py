@@ -42,13 +42,18 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.root / "predictions.csv"
 
-    def archive(self) -> Path | None:
+    def archive(self, results_only: bool = False) -> Path | None:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
+
+        Args:
+            results_only: leave the checkpoints and logs for a run that goes on with them; figures and predictions are
+                those of the model before.
 
         Returns:
             Where it went, or None if there was nothing.
         """
-        files = [path for path in (self.checkpoints, self.logs, self.metrics, self.predictions) if path.exists()]
+        kept = () if results_only else (self.checkpoints, self.logs)
+        files = [path for path in (*kept, self.metrics, self.predictions) if path.exists()]
         if not files:
             return None
         stamp = datetime.fromtimestamp(max(path.stat().st_mtime for path in files)).strftime("%Y-%m-%d_%H-%M-%S")

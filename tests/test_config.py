@@ -98,6 +98,7 @@ ADDED = {
     "model.output_transform": False,
     "model.output_bias": False,
     "training.max_steps": None,
+    "training.checkpoint_every_n_steps": None,
     "training.loss": "softmax",
     "training.num_negatives": 256,
     "training.negative_power": 0.0,
@@ -243,6 +244,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "model.mask_last_share": [-0.1, 1.1],
     "training.num_epochs": [0],
     "training.max_steps": [0],
+    "training.checkpoint_every_n_steps": [0],
     "training.lr": [0.0, -0.1, float("inf"), float("nan")],
     "training.optimizer": ["sgd"],
     "training.weight_decay": [-0.1, float("inf"), float("nan")],
@@ -457,6 +459,7 @@ def test_trainer_comes_from_the_settings(tmp_path: Path) -> None:
     settings = {
         "training.num_epochs": 6,
         "training.max_steps": 17,
+        "training.checkpoint_every_n_steps": 7,
         "training.gradient_clip": 2.5,
         "training.precision": "bf16-true",
         "training.accelerator": "cpu",
@@ -471,7 +474,8 @@ def test_trainer_comes_from_the_settings(tmp_path: Path) -> None:
     assert (trainer.precision, trainer.num_devices) == ("bf16-true", 1)
     assert trainer.early_stopping_callback is not None
     assert (trainer.early_stopping_callback.patience, trainer.early_stopping_callback.monitor) == (4, "val_mrr")
-    assert [c.monitor for c in trainer.checkpoint_callbacks] == [None, "val_mrr"]  # type: ignore[attr-defined]
+    best, last = trainer.checkpoint_callbacks
+    assert (best.monitor, last.every_n_steps) == ("val_mrr", 7)  # type: ignore[attr-defined]
     assert trainer.check_val_every_n_epoch == 3
 
 

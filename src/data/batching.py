@@ -56,10 +56,16 @@ class ShuffledBatches(Sampler[Plan]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.first_batch = epoch, 0
+
+    def resume(self, epoch: int, first_batch: int) -> None:
+        """Leave the first batches of this epoch out; the epochs after it are whole."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.global_batch_size)
@@ -69,7 +75,7 @@ class ShuffledBatches(Sampler[Plan]):
         order = generator.permutation(len(self.lengths))
         pools = np.arange(len(order)) // (self.global_batch_size * BATCHES_IN_POOL)
         order = order[np.lexsort((self.lengths[order], pools))]
-        for batch in generator.permutation(len(self)):
+        for batch in generator.permutation(len(self))[self.first_batch :]:
             rows = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
             share = -(-len(rows) // self.world_size)
             rows = np.resize(rows, share * self.world_size)[self.rank :: self.world_size]

@@ -1,5 +1,6 @@
 """The LightningDataModule: wiring of the stages in this folder."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.negative_power = negative_power
         self.generate_sample = generate_sample
         self.seed = seed
+        self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
     @property
     def num_items(self) -> int:
@@ -153,6 +155,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
             else None,
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
+        sampler.resume(*self.start)
         return self._loader(training_set, sampler)
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | Sequence[Any]:
@@ -175,14 +178,48 @@ class BERT4RecDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary.state_dict()}
+        """The vocabulary, and by what the table is known again; plain containers, as in every checkpoint."""
+        return {"vocabulary": self.vocabulary.state_dict(), "table": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.equals(self.vocabulary.ids):
+        """Refuse to go on with other data.
+
+        Raises:
+            UserError: if the items or the interactions are not those of the checkpoint.
+        """
+        there, here = (
+            Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist(),
+            self.vocabulary.ids.to_pylist(),
+        )
+        way_out = "resume on the file it was trained on, or start anew with training.resume=false"
+        if there != here:
+            missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
+            which = f"{missing[0]!r} is in one of them alone" if missing else "they come in another order"
             raise UserError(
-                f"the checkpoint was trained on other items than {self.path} has: resume on the file it was trained on,"
-                " or start anew with training.resume=false"
+                f"the checkpoint was trained on other items than {self.path} has: {len(there):,} there and"
+                f" {len(here):,} here, {which}; {way_out}"
             )
+        table = state_dict.get("table")  # the first format had none
+        if table is not None and table != self._fingerprint():
+            raise UserError(
+                f"the checkpoint was trained on other interactions than {self.path} has: {table['rows']:,} of"
+                f" {table['users']:,} users there and {self._fingerprint()['rows']:,} of"
+                f" {self._fingerprint()['users']:,} users here; {way_out}"
+            )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Sizes and a digest of the histories."""
+        if not hasattr(self, "_digest"):
+            digest = hashlib.blake2b(digest_size=16)
+            for values in (self.sequences.offsets, self.sequences.tokens):
+                for start in range(0, len(values), 2**20):
+                    digest.update(np.ascontiguousarray(values[start : start + 2**20], dtype="<i8").data)
+            self._digest = digest.hexdigest()
+        return {
+            "rows": len(self.sequences.tokens),
+            "users": len(self.sequences.offsets) - 1,
+            "digest": self._digest,
+        }
 
     def _evaluation_loader(self, from_end: int) -> DataLoader[EvalBatch]:
         evaluation_set = self.evaluation_set(from_end)

@@ -16,6 +16,9 @@ from src.models import losses
 from src.models.network import Network
 from src.models.optimizer import RowwiseAdam
 
+# Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
+FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
+
 
 class Ranks(Metric):
     """The rank of every user's target, gathered from all processes; every metric follows from it."""
@@ -111,6 +114,7 @@ class BERT4Rec(pl.LightningModule):
             output_bias,
         )
         self.ranks = Ranks()
+        self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
 
     @classmethod
     def load_from_checkpoint(
@@ -151,8 +155,52 @@ class BERT4Rec(pl.LightningModule):
     def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
         loss = self.loss(*batch.parts, negatives=batch.negatives)
         targets = sum(len(part.targets) for part in batch.parts)
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=targets)
+        summed = loss.detach().float() * targets
+        self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([summed, torch.full_like(summed, targets)])
         return loss
+
+    def on_train_start(self) -> None:
+        """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
+        factor = 1.0
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            factor = schedule.lr_lambdas[0](self.global_step)
+            schedule.base_lrs = [self.lr for _ in schedule.base_lrs]
+            schedule.last_epoch = self.global_step
+        for optimizer in self.trainer.optimizers:
+            for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
+                group |= {"lr": self.lr * factor, "weight_decay": decay, "fused": optimizer.defaults["fused"]}
+
+    def on_train_epoch_start(self) -> None:
+        self.epoch_loss = torch.zeros(2, device=self.device)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the loss of the epoch, averaged over all targets of all processes.
+
+        To the loggers at once, not when Lightning does it: the checkpoint of the epoch's end comes in between, and
+        whatever belongs to the time before it has to be written by then.
+        """
+        summed, targets = self._epoch_loss_of_all()
+        self.log("train_loss", summed / targets, prog_bar=True, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics(
+                {"train_loss": float(summed / targets), "epoch": self.current_epoch}, step=self.global_step - 1
+            )
+        self.epoch_loss = torch.zeros_like(self.epoch_loss)
+
+    def _epoch_loss_of_all(self) -> Tensor:
+        reduced: Tensor = self.trainer.strategy.reduce(self.epoch_loss.to(self.device).clone(), reduce_op="sum")
+        return reduced
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the format of the checkpoint, and the loss of the epoch so far."""
+        checkpoint[FORMAT_KEY] = CHECKPOINT_FORMAT
+        checkpoint["epoch_loss"] = self._epoch_loss_of_all().tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the loss of the epoch; what all processes had together, the first one takes over."""
+        if self._trainer is not None and self.trainer.is_global_zero:
+            self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
     def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Tensor:
         """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2]."""

@@ -353,20 +353,42 @@ def test_state_names_the_items_and_survives_a_checkpoint(tmp_path: Path) -> None
     torch.save(data.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert state == {"vocabulary": {"ids": list("abcde"), "counts": [2, 2, 1, 1, 0]}}
+    assert state["vocabulary"] == {"ids": list("abcde"), "counts": [2, 2, 1, 1, 0]}
+    assert (state["table"]["users"], state["table"]["rows"]) == (
+        len(data.sequences.histories),
+        len(data.sequences.tokens),
+    )
     data.load_state_dict(state)
     assert data.vocabulary.ids.to_pylist() == list("abcde")
 
 
-@pytest.mark.parametrize("histories", [{"u": "a b c d"}, {"u": "a b c d e f"}, {"u": "b a c d e"}])
-def test_the_state_of_another_vocabulary_is_refused(tmp_path: Path, histories: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("histories", "difference"),
+    [
+        ({"u": "a b c d"}, "5 there and 4 here, 'e' is in one of them alone"),
+        ({"u": "a b c d e f"}, "5 there and 6 here, 'f' is in one of them alone"),
+        ({"u": "b a c d e"}, "5 there and 5 here, they come in another order"),
+    ],
+)
+def test_the_state_of_another_vocabulary_is_refused(tmp_path: Path, histories: dict[str, str], difference: str) -> None:
     state = data_module(tmp_path).state_dict()
     other = data_module(tmp_path, histories)
     before = other.state_dict()
     with pytest.raises(UserError) as caught:
         other.load_state_dict(state)
     assert str(caught.value) == (
-        f"the checkpoint was trained on other items than {tmp_path / 'table.csv'} has: resume on the file it was"
-        " trained on, or start anew with training.resume=false"
+        f"the checkpoint was trained on other items than {tmp_path / 'table.csv'} has: {difference}; resume on the file"
+        " it was trained on, or start anew with training.resume=false"
     )
     assert other.state_dict() == before
+
+
+def test_the_state_of_other_interactions_with_the_same_items_is_refused(tmp_path: Path) -> None:
+    histories = {"u": "a b c d e", "v": "b c e d a", "w": "a b"}
+    state = data_module(tmp_path, histories).state_dict()
+    for user, other in (("v", "b c d e a"), ("v", "b c e d"), ("x", "a c e")):
+        with pytest.raises(UserError, match=r"was trained on other interactions than .*10 of 2 users there and"):
+            data_module(tmp_path, histories | {user: other}).load_state_dict(state)
+    data_module(tmp_path, histories | {"w": "b"}).load_state_dict(state)  # too short to count before and after
+    del state["table"]
+    data_module(tmp_path, histories | {"v": "b c d e a"}).load_state_dict(state)  # the first format did not know

@@ -241,7 +241,8 @@ def test_diverged_training_says_so_and_keeps_the_earlier_run(run: Run, table: Ta
     before = files_below(run.folder)
     overrides = ("training.lr=1e30", "training.num_epochs=3", "data.batch_size=6")
     outcome = call(train, *table.overrides, f"output_dir={run.folder}", *TINY, *overrides)
-    assert_one_line(outcome, "training.lr")
+    assert_one_line(outcome, "step 2, epoch 0", "there is no checkpoint yet", "training.lr", "training.gradient_clip")
+    assert not (run.folder / "checkpoints").exists() or not list((run.folder / "checkpoints").iterdir())
     (place,) = (run.folder / "previous").iterdir()
     assert files_below(place) == before
 
