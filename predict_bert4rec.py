@@ -13,6 +13,7 @@ def predict(config: Config) -> None:
 
     import numpy as np
     import pytorch_lightning as pl
+    from lightning_utilities.core.rank_zero import rank_zero_only
     from torch.utils.data import DataLoader
 
     from src import checkpoint, report
@@ -22,6 +23,7 @@ def predict(config: Config) -> None:
     from src.data.sequences import encode
     from src.run_folder import RunFolder
 
+    say = rank_zero_only(print)
     settings = config.inference
     folder = RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
@@ -30,20 +32,20 @@ def predict(config: Config) -> None:
     interactions = read_interactions(Path(config.data.data_dir).expanduser() / config.data.data_file)
     sequences, dropped = encode(interactions, vocabulary)
     histories = sequences.histories
-    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
-    print(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
+    say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    say(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
     if dropped.any():
         unknown = interactions.item_ids.filter(dropped > 0)
         named = ", ".join(unknown[:5].to_pylist()) + (", ..." if len(unknown) > 5 else "")
-        print(
+        say(
             f"warning: {dropped.sum():,} interactions with {len(unknown):,} items that the model does not know are left"
             f" out: {named}"
         )
     has_history = histories.lengths > 0
     if not has_history.all():
-        print(f"warning: {(~has_history).sum():,} users have no known item and get the most popular ones")
+        say(f"warning: {(~has_history).sum():,} users have no known item and get the most popular ones")
     if settings.topk > len(vocabulary):
-        print(f"warning: inference.topk={settings.topk}, but there are {len(vocabulary):,} items: users get fewer rows")
+        say(f"warning: inference.topk={settings.topk}, but there are {len(vocabulary):,} items: users get fewer rows")
 
     cli.quiet()
     model.predict_topk = settings.topk
@@ -57,7 +59,9 @@ def predict(config: Config) -> None:
     )
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
-        devices=1,
+        devices=config.training.devices,
+        strategy=config.training.strategy,
+        use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
         callbacks=[writer],
@@ -67,12 +71,14 @@ def predict(config: Config) -> None:
     history_set = HistorySet(
         sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen, tokens_per_part=part
     )
-    in_order = OrderedBatches(np.arange(len(histories)), settings.batch_size)
+    in_order = OrderedBatches(
+        np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False
+    )
     loader = DataLoader(history_set, sampler=in_order, batch_size=None)
     trainer.predict(model, loader, return_predictions=False)
     if folder.metrics.exists():
-        print("\n" + report.closing(folder))
-    print(f"\n{writer.rows:,} rows for {len(histories):,} users: {output_path}")
+        say("\n" + report.closing(folder))
+    say(f"\n{writer.rows:,} rows for {len(histories):,} users: {output_path}")
 
 
 if __name__ == "__main__":

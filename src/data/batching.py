@@ -26,22 +26,23 @@ SCORES_PER_PART = 2**22
 
 
 # Kinds of random draws, so that no two use the same stream.
-SHUFFLE, MASKS = 1, 2
+SHUFFLE, MASKS, NEGATIVES = 1, 2, 4
 
 
 class Plan(NamedTuple):
-    """Rows of one batch, and the entropy of its random draws."""
+    """Rows of one batch, and the entropy of its random draws: those of this process, and those of all together."""
 
     rows: Indices
     entropy: tuple[int, ...]
+    shared_entropy: tuple[int, ...] = ()
 
 
 class ShuffledBatches(Sampler[Plan]):
     """Every row once an epoch, in a new random order each epoch, rows of similar length together.
 
     Rows are shuffled, sorted by length within pools of some batches, cut into batches, and the batches are shuffled.
-    With several processes each gets an equal share of every batch, so that all take the same number of steps; where a
-    last batch cannot be shared out equally, some of its rows are used again.
+    With several processes each gets a share of every batch, so that all take the same number of steps; of a last batch
+    that is too small for all of them, some get nothing.
 
     Args:
         lengths: [W] int64, length of each row.
@@ -77,20 +78,29 @@ class ShuffledBatches(Sampler[Plan]):
         order = order[np.lexsort((self.lengths[order], pools))]
         for batch in generator.permutation(len(self))[self.first_batch :]:
             rows = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
-            share = -(-len(rows) // self.world_size)
-            rows = np.resize(rows, share * self.world_size)[self.rank :: self.world_size]
-            yield Plan(rows, (self.seed, self.epoch, MASKS, int(batch), self.rank))
+            yield Plan(
+                rows[self.rank :: self.world_size],
+                (self.seed, self.epoch, MASKS, int(batch), self.rank),
+                (self.seed, self.epoch, NEGATIVES, int(batch)),
+            )
 
 
 class OrderedBatches(Sampler[Indices]):
-    """Every row exactly once, in order, whatever the number of processes: batches are dealt out to them in turn.
+    """Every row exactly once, in order, in the same batches whatever the number of processes.
 
     Args:
         order: [E] int64, the rows in the order wanted.
+        in_turn: whether the processes get the batches in turn, or each a stretch of them, the first the first.
     """
 
-    def __init__(self, order: Indices, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        starts = range(0, len(order), batch_size)[rank::world_size]
+    def __init__(
+        self, order: Indices, batch_size: int, rank: int = 0, world_size: int = 1, in_turn: bool = True
+    ) -> None:
+        starts = range(0, len(order), batch_size)
+        if in_turn:
+            starts = starts[rank::world_size]
+        else:
+            starts = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
         self.batches = [order[start : start + batch_size] for start in starts]
 
     def __len__(self) -> int:
@@ -102,6 +112,8 @@ class OrderedBatches(Sampler[Indices]):
 
 def split_by_length(rows: Indices, lengths: Indices, tokens_per_part: int | None) -> list[Indices]:
     """Rows [B] in order of their lengths [B], cut into parts of about equal numbers of tokens; None: a single part."""
+    if len(rows) == 0:
+        return []
     order = np.argsort(lengths, kind="stable")
     tokens = lengths[order].cumsum()
     parts = 1 if tokens_per_part is None else max(1, -(-int(tokens[-1]) // tokens_per_part))
@@ -150,11 +162,11 @@ class TrainingSet(Dataset[TrainStep]):
     negative_sampler: NegativeSampler | None = None
 
     def __getitem__(self, plan: Plan) -> TrainStep:
-        generator = np.random.default_rng(plan.entropy)
+        generator, shared = np.random.default_rng(plan.entropy), np.random.default_rng(plan.shared_entropy)
         parts = split_by_length(plan.rows, self.spans.lengths[plan.rows], self.tokens_per_part)
         return TrainStep(
             [self._part(rows, generator) for rows in parts],
-            self.negative_sampler.draw(generator) if self.negative_sampler else None,
+            self.negative_sampler.draw(shared) if self.negative_sampler else None,
         )
 
     def _part(self, rows: Indices, generator: np.random.Generator) -> TrainBatch:

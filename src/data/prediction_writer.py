@@ -1,6 +1,7 @@
 """The top-K table, written while prediction goes on and put under its final name when it is whole."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,14 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 
 from src.batch import PAD
 from src.data.vocabulary import Vocabulary
+from src.files import part_of
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes a CSV with the columns user, item and, if asked, rank and score, K rows a user, best first.
+
+    With several processes each writes a file of its own, and the first one puts them together in order of rank.
 
     Takes the predictions of `BERT4Rec.predict_step`: users [B] int64, items [B, K] int64, 0 where there are fewer, and
     scores [B, K].
@@ -40,7 +45,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         super().__init__(write_interval="batch")
         self.path = path
-        self.part = path.with_name(path.name + ".part")
+        self.part = part_of(path)
         self.vocabulary = vocabulary
         self.user_ids = user_ids
         self.has_history = has_history
@@ -51,10 +56,17 @@ class PredictionWriter(BasePredictionWriter):
         self.options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if special else "none")
         self.file: BinaryIO | None = None
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Open the file of this process, which has one even if it gets nothing to predict."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.part = self._part_of(trainer.global_rank)
         self.file = self.part.open("wb")
-        self.file.write(b"user,item,rank,score\n" if self.with_scores else b"user,item\n")
+        if trainer.is_global_zero:
+            self.file.write(b"user,item,rank,score\n" if self.with_scores else b"user,item\n")
+
+    def _part_of(self, rank: int) -> Path:
+        part = part_of(self.path)
+        return part.with_name(f"{part.name}{rank}") if rank else part
 
     def write_on_batch_end(
         self,
@@ -84,10 +96,21 @@ class PredictionWriter(BasePredictionWriter):
         pyarrow.csv.write_csv(pa.table(columns), self.file, self.options)
         self.rows += len(rows)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the file under its final name."""
         assert self.file is not None
         self.file.close()
-        os.replace(self.part, self.path)
+        total = trainer.strategy.reduce(torch.tensor(self.rows, device=trainer.strategy.root_device), reduce_op="sum")
+        self.rows = int(total)
+        trainer.strategy.barrier("predictions are written")
+        if trainer.is_global_zero:
+            with self.part.open("ab") as whole:
+                for rank in range(1, trainer.world_size):
+                    with self._part_of(rank).open("rb") as part:
+                        shutil.copyfileobj(part, whole)
+                    self._part_of(rank).unlink()
+            os.replace(self.part, self.path)
+        trainer.strategy.barrier("predictions are whole")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if self.file is not None:

@@ -35,8 +35,8 @@ class Ranks(Metric):
         self.ranks.append(ranks)
 
     def compute(self) -> Tensor:
-        """[users] int64."""
-        return dim_zero_cat(self.ranks)
+        """[users] int64, sorted, so that no sum over them depends on who ranked whom."""
+        return dim_zero_cat(self.ranks).sort().values
 
 
 class BERT4Rec(pl.LightningModule):
@@ -87,6 +87,7 @@ class BERT4Rec(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.num_items = num_items
         self.max_len = max_len
         self.loss_name = loss
@@ -153,11 +154,20 @@ class BERT4Rec(pl.LightningModule):
         return losses.sampled_softmax(true_scores, negative_scores, log_counts)
 
     def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
-        loss = self.loss(*batch.parts, negatives=batch.negatives)
         targets = sum(len(part.targets) for part in batch.parts)
+        if targets:
+            loss = self.loss(*batch.parts, negatives=batch.negatives)
+        else:  # a last batch with fewer rows than processes; all of them have to take part in the step
+            loss = torch.stack([parameter.sum() * 0.0 for parameter in self.parameters()]).sum()
         summed = loss.detach().float() * targets
         self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([summed, torch.full_like(summed, targets)])
-        return loss
+        return loss if self.trainer.world_size == 1 else loss * self._share(targets)
+
+    def _share(self, targets: int) -> Tensor:
+        """Weight of this process' mean loss, so that the average over processes is the mean over all targets."""
+        mine = torch.tensor(float(targets), device=self.device)
+        total: Tensor = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
+        return mine * self.trainer.world_size / total
 
     def on_train_start(self) -> None:
         """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
@@ -221,6 +231,7 @@ class BERT4Rec(pl.LightningModule):
         self._log_metrics("test_")
 
     def _log_metrics(self, prefix: str) -> None:
+        self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had no batch
         figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
         self.log_dict(figures, prog_bar=prefix == "val_")

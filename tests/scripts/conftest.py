@@ -5,12 +5,13 @@
 
 import csv
 import io
+import json
 import os
 import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +176,33 @@ def trained(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Run:
         if checkpoint(run.best)["epoch"] not in (0, 5):
             return run
     pytest.fail("in ten runs best.ckpt always was of the first or the last epoch")
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Sessions in processes of their own that start within a moment; see `tests.scripts.forked`."""
+
+    process: subprocess.Popen[str]
+
+    def __call__(self, script: str, *overrides: str, **faults: Any) -> dict[str, Any]:
+        """Run one, or several together, and wait for the end."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"script": script, "overrides": overrides, **faults}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        assert not any("Traceback" in error for error in answer["errors"]), answer["errors"]
+        return answer
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Iterator[Sessions]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+    command = [sys.executable, "-m", "tests.scripts.forked"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Sessions(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0

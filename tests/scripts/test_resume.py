@@ -85,9 +85,15 @@ def training_state(path: Path) -> dict[str, Any]:
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve in TensorBoard."""
-    events = EventAccumulator(str(folder / "logs"), {"scalars": 0})
+    """Every curve in TensorBoard, which reads the files of sessions by their names: seconds, host, process, number."""
+    ordered = folder / "ordered logs"
+    ordered.mkdir()
+    files = sorted((folder / "logs").glob("events*"), key=lambda path: [int(path.name.split(".")[n]) for n in (3, -1)])
+    for number, path in enumerate(files):  # sessions of one process and second would come by number as text
+        shutil.copy(path, ordered / f"events.out.tfevents.{number:03d}")
+    events = EventAccumulator(str(ordered), {"scalars": 0})
     events.Reload()
+    shutil.rmtree(ordered)
     names = set(events.Tags()["scalars"]) - {"hp_metric"}  # a placeholder of Lightning's, drawn at each start
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
 

@@ -1,0 +1,113 @@
+"""Sessions of the scripts that cost no start: this program loads everything once and forks a process for each.
+
+Reads one JSON object a line: {"script": "train" or "predict", "overrides": [...]} and what is to go wrong:
+"kill_after": seconds, "kill_at": [stage, n] for the n-th write of a checkpoint, "largest_file": bytes, "term_after":
+seconds. With "environments", a list of variables for each, so many processes start together, as a launcher would start
+them. Answers {"codes": [...], "errors": [...], "seconds": ...}; a negative code is the signal that ended it.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning  # noqa: F401
+import torch
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+from predict_bert4rec import predict
+from src import baselines, callbacks, checkpoint, cli, files, report, resume  # noqa: F401
+from src.data import prediction_writer  # noqa: F401
+from train_bert4rec import train
+
+STAGES = ("before", "half", "written", "replaced")
+
+
+def kill_at_write(stage: str, number: int) -> None:
+    """Have this process killed at a stage of its n-th write of a file."""
+    counted = 0
+    fsync, replace = os.fsync, os.replace
+
+    def die(at: str) -> None:
+        if at == stage and counted == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counting_fsync(descriptor: int) -> None:
+        nonlocal counted
+        counted += 1
+        die("before")
+        if stage == "half" and counted == number:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+        die("written")
+
+    def counting_replace(source: Any, target: Any) -> None:
+        replace(source, target)
+        die("replaced")
+
+    files.os.fsync, files.os.replace = counting_fsync, counting_replace  # type: ignore[attr-defined]
+
+
+def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int:
+    """What a child does; its exit code."""
+    os.environ.update(environment)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(log, 2)
+    sys.argv = [f"{order['script']}_bert4rec.py", *order["overrides"]]
+    task: Callable[..., Any] = train if order["script"] == "train" else predict
+    if "kill_at" in order:
+        kill_at_write(*order["kill_at"])
+    if "largest_file" in order:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
+    try:
+        cli.run(task)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 99
+    return 0
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    children, logs = [], []
+    for environment in order.get("environments", [{}]):
+        log = tempfile.TemporaryFile()
+        child = os.fork()
+        if child == 0:
+            code = 98
+            try:
+                code = session(order, environment, log.fileno())
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+        logs.append(log)
+    for key, number in (("kill_after", signal.SIGKILL), ("term_after", signal.SIGTERM)):
+        if key in order:
+            time.sleep(order[key])
+            for child in children:
+                os.kill(child, number)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    errors = []
+    for log in logs:
+        log.seek(0)
+        errors.append(log.read().decode())
+    return {"codes": codes, "errors": errors, "seconds": time.perf_counter() - started}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)

@@ -1,0 +1,196 @@
+"""Several processes, run for real, give what one gives: the same figures, the same table, one output folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from predict_bert4rec import predict
+from tests.scripts.conftest import (
+    TINY,
+    Run,
+    Sessions,
+    Table,
+    call,
+    checkpoint,
+    files_below,
+    launch,
+    make_rows,
+    train_here,
+    write_table,
+)
+from tests.scripts.test_resume import points, training_state
+
+PLAIN = ("model.dropout_rate=0", "model.mask_last_share=1", "training.lr=0.02", "training.num_epochs=2")
+TWO = ("training.devices=2", "training.strategy=ddp")
+
+
+def torchrun(port: int) -> list[dict[str, str]]:
+    """The variables that torchrun gives two processes."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def slurm(port: int) -> list[dict[str, str]]:
+    """The variables that srun gives two tasks on one node."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+    }
+    return [shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+
+
+@pytest.fixture
+def port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text())["figures"]
+    return content
+
+
+def assert_close(one: Path, other: Path, tolerance: float) -> None:
+    a, b = checkpoint(one)["state_dict"], checkpoint(other)["state_dict"]
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "gbce"])
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    loss: str, sessions: Sessions, table: Table, tmp_path: Path, port: int
+) -> None:
+    """23 users in batches of 4 and 2 times 2, so that the last one is of 3, of which one process has 1 and one 2."""
+    settings = (*PLAIN, f"training.loss={loss}", "training.num_negatives=6")
+    one = train_here(table, tmp_path / "one", *settings, "data.batch_size=4")
+    overrides = (*table.overrides, f"output_dir={tmp_path / 'two'}", *TINY, *TWO, *settings, "data.batch_size=2")
+    answer = sessions("train", *overrides, environments=torchrun(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    two = Run(tmp_path / "two", "")
+    assert_close(one.last, two.last, 2e-5)
+    for (step, value), (same_step, same) in zip(
+        points(one.folder)["train_loss"], points(two.folder)["train_loss"], strict=True
+    ):
+        assert step == same_step
+        assert value == pytest.approx(same, abs=1e-5)
+    assert {path.name for path in two.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert len(list((two.folder / "logs").glob("events*"))) == 1
+
+
+@pytest.mark.parametrize("users", [1, 2, 3, 23])
+def test_figures_are_those_of_one_process_whatever_the_count(
+    users: int, sessions: Sessions, trained: Run, table: Table, tmp_path: Path, port: int
+) -> None:
+    """Users are evaluated in batches of 2: with one batch, a process has none."""
+    kept = list(table.histories)[:users] if users < 23 else list(table.histories)
+    rows = [row for row in table.rows if row[0] in kept or (row[2] >= 0 and len(table.histories[row[0]]) < 3)]
+    # the others stay in the table, too short to be evaluated, so that the items are the same
+    short = [
+        (f"{user} {n}", item, 1)
+        for user in table.histories
+        if user not in kept
+        for n, item in enumerate(table.histories[user])
+    ]
+    other = write_table(tmp_path / "ratings.csv", [*rows, *short]) if users < 23 else table
+    settings = (*PLAIN, "data.min_interactions=1", "evaluation.batch_size=2", "data.batch_size=12")
+    one = train_here(other, tmp_path / "one", *settings)
+    state = training_state(one.last)
+    overrides = (*other.overrides, f"output_dir={tmp_path / 'one'}", *TINY, *TWO, *settings, "data.batch_size=6")
+    before = figures(one.folder)
+    (one.folder / "metrics.json").unlink()
+    answer = sessions("train", *overrides, "training.resume=true", environments=torchrun(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    assert figures(one.folder) == before  # exactly
+    assert training_state(one.last)["global_step"] == state["global_step"]
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+@pytest.mark.parametrize("launcher", [torchrun, slurm])
+def test_prediction_by_two_processes_is_the_same_file(
+    launcher: Any, batch_size: int, sessions: Sessions, trained: Run, table: Table, tmp_path: Path, port: int
+) -> None:
+    settings = (*table.overrides, f"output_dir={trained.folder}", *TINY, f"inference.batch_size={batch_size}")
+    settings = (*settings, "inference.with_scores=true")
+    assert call(predict, *settings, f"inference.output_path={tmp_path}/one.csv").code == 0
+    (tmp_path / "two.csv.part1").write_text("of a run that was killed")
+    overrides = (*settings, *TWO, f"inference.output_path={tmp_path}/two.csv")
+    answer = sessions("predict", *overrides, environments=launcher(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    assert {path.name for path in tmp_path.iterdir()} == {"one.csv", "two.csv"}
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: int) -> None:
+    overrides = (*table.overrides, f"output_dir={tmp_path}", *TINY, *TWO, *PLAIN)
+    answer = sessions("train", *overrides, environments=slurm(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    assert set(figures(tmp_path)) == {"val", "test"}
+
+
+def test_two_processes_stop_and_go_on_as_if_they_had_not(
+    sessions: Sessions, table: Table, tmp_path: Path, port: int
+) -> None:
+    settings = (*TINY, *TWO, "training.num_epochs=60", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
+    whole = (*table.overrides, *settings, f"output_dir={tmp_path / 'whole'}")
+    timed = sessions("train", *whole, environments=torchrun(port))
+    assert timed["codes"] == [0, 0], timed["errors"]
+    parts = (*table.overrides, *settings, f"output_dir={tmp_path / 'parts'}", "training.resume=auto")
+    answer = sessions("train", *parts, environments=torchrun(port), term_after=0.6 * timed["seconds"])
+    assert answer["codes"] == [1, 1], answer["errors"]
+    assert sorted(error.count("\n") for error in answer["errors"]) == [0, 1]  # one of them says it
+    answer = sessions("train", *parts, environments=torchrun(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    one, other = (training_state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
+    for name, weight in one["state_dict"].items():
+        assert torch.equal(weight, other["state_dict"][name])
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
+def test_lightning_starts_the_second_process_itself(table: Table, tmp_path: Path) -> None:
+    overrides = (*table.overrides, *TINY, *TWO, *PLAIN, "data.batch_size=2", "output_dir=run")
+    outcome = launch("train_bert4rec.py", *overrides, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("interactions of 25 users") == 1
+    assert outcome.out.count("trained 2 epochs") == 1
+    assert set(files_below(tmp_path)) >= {"run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt", "run/metrics.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    one = train_here(table, tmp_path / "one", *PLAIN, "data.batch_size=4")
+    assert_close(one.last, tmp_path / "run" / "checkpoints" / "last.ckpt", 2e-5)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.0), ("bf16-mixed", 0.05)])
+def test_lower_precision_has_no_nan_and_figures_nearby(
+    precision: str, tolerance: float, table: Table, tmp_path: Path
+) -> None:
+    settings = ("training.lr=0.02", "training.num_epochs=6", "data.batch_size=6")
+    full = train_here(table, tmp_path / "full", *settings)
+    run = train_here(table, tmp_path / "run", *settings, f"training.precision={precision}")
+    assert all(torch.isfinite(weight).all() for weight in checkpoint(run.last)["state_dict"].values())
+    for (_, loss), (_, other) in zip(points(full.folder)["train_loss"], points(run.folder)["train_loss"], strict=True):
+        assert loss == pytest.approx(other, rel=tolerance)
+
+
+def test_make_rows_has_what_the_counts_above_rely_on(table: Table) -> None:
+    assert len(table.histories) == 25
+    assert len(make_rows()) == len(table.rows)
