@@ -60,6 +60,7 @@ def predict(config: Config) -> None:
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
         devices=config.training.devices,
+        num_nodes=config.training.num_nodes,
         strategy=config.training.strategy,
         use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]

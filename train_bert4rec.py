@@ -207,6 +207,7 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "
     return pl.Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
+        num_nodes=training.num_nodes,
         strategy=training.strategy,
         precision=training.precision,  # type: ignore[arg-type]
         max_epochs=training.num_epochs,

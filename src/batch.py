@@ -40,6 +40,7 @@ class TrainStep(NamedTuple):
 
     parts: list[TrainBatch]
     negatives: Negatives | None
+    counts: bool = True  # False: a row taken for nothing, by a process for which a last batch was too small
 
 
 class PredictBatch(NamedTuple):

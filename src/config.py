@@ -134,6 +134,7 @@ class TrainingConfig:
     val_check_interval: float
     accelerator: str
     devices: Any
+    num_nodes: int
     strategy: str
     precision: str
     checkpoint_every_n_steps: int | None
@@ -143,6 +144,7 @@ class TrainingConfig:
         _require_at_least(
             1, training__num_epochs=self.num_epochs, training__early_stopping_patience=self.early_stopping_patience
         )
+        _require_at_least(1, training__num_nodes=self.num_nodes)
         _require_at_least(0, training__warmup_steps=self.warmup_steps)
         if self.max_steps is not None:
             _require_at_least(1, training__max_steps=self.max_steps)

@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     rows: Indices
     entropy: tuple[int, ...]
     shared_entropy: tuple[int, ...] = ()
+    counts: bool = True  # as in `TrainStep`
 
 
 class ShuffledBatches(Sampler[Plan]):
@@ -42,7 +43,7 @@ class ShuffledBatches(Sampler[Plan]):
 
     Rows are shuffled, sorted by length within pools of some batches, cut into batches, and the batches are shuffled.
     With several processes each gets a share of every batch, so that all take the same number of steps; of a last batch
-    that is too small for all of them, some get nothing.
+    that is too small for all of them, some get a row that does not count, since all have to take part in a step.
 
     Args:
         lengths: [W] int64, length of each row.
@@ -78,10 +79,12 @@ class ShuffledBatches(Sampler[Plan]):
         order = order[np.lexsort((self.lengths[order], pools))]
         for batch in generator.permutation(len(self))[self.first_batch :]:
             rows = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
+            share = rows[self.rank :: self.world_size]
             yield Plan(
-                rows[self.rank :: self.world_size],
+                share if len(share) else rows[:1],
                 (self.seed, self.epoch, MASKS, int(batch), self.rank),
                 (self.seed, self.epoch, NEGATIVES, int(batch)),
+                len(share) > 0,
             )
 
 
@@ -112,8 +115,6 @@ class OrderedBatches(Sampler[Indices]):
 
 def split_by_length(rows: Indices, lengths: Indices, tokens_per_part: int | None) -> list[Indices]:
     """Rows [B] in order of their lengths [B], cut into parts of about equal numbers of tokens; None: a single part."""
-    if len(rows) == 0:
-        return []
     order = np.argsort(lengths, kind="stable")
     tokens = lengths[order].cumsum()
     parts = 1 if tokens_per_part is None else max(1, -(-int(tokens[-1]) // tokens_per_part))
@@ -167,6 +168,7 @@ class TrainingSet(Dataset[TrainStep]):
         return TrainStep(
             [self._part(rows, generator) for rows in parts],
             self.negative_sampler.draw(shared) if self.negative_sampler else None,
+            plan.counts,
         )
 
     def _part(self, rows: Indices, generator: np.random.Generator) -> TrainBatch:

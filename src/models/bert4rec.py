@@ -154,11 +154,8 @@ class BERT4Rec(pl.LightningModule):
         return losses.sampled_softmax(true_scores, negative_scores, log_counts)
 
     def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
-        targets = sum(len(part.targets) for part in batch.parts)
-        if targets:
-            loss = self.loss(*batch.parts, negatives=batch.negatives)
-        else:  # a last batch with fewer rows than processes; all of them have to take part in the step
-            loss = torch.stack([parameter.sum() * 0.0 for parameter in self.parameters()]).sum()
+        loss = self.loss(*batch.parts, negatives=batch.negatives)
+        targets = sum(len(part.targets) for part in batch.parts) if batch.counts else 0
         summed = loss.detach().float() * targets
         self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([summed, torch.full_like(summed, targets)])
         return loss if self.trainer.world_size == 1 else loss * self._share(targets)

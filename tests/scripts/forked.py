@@ -82,7 +82,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     children, logs = [], []
     for environment in order.get("environments", [{}]):
-        log = tempfile.TemporaryFile()
+        log = tempfile.TemporaryFile()  # noqa: SIM115
         child = os.fork()
         if child == 0:
             code = 98
