@@ -59,6 +59,8 @@ def run(task: Callable[[Config], float | None]) -> None:
         if wants_traceback:
             raise
         fail(error)
+    except KeyboardInterrupt:  # before or after training, which has an answer of its own
+        fail(UserError("stopped; nothing that was there is lost"))
 
 
 def quote_path(argument: str) -> str:

@@ -176,6 +176,50 @@ def test_a_checkpoint_whose_parts_do_not_fit(trained: Trained, tmp_path: Path, s
     assert "is no checkpoint of this program" in refusal(path)
 
 
+@pytest.mark.parametrize("number", [3, 99, "2", 2.0, None, True])
+def test_a_format_that_is_not_known(trained: Trained, tmp_path: Path, number: Any) -> None:
+    path = tmp_path / "future.ckpt"
+    content = torch.load(trained[0], weights_only=True)
+    assert content["bert4rec_format"] == 2
+    torch.save(content | {"bert4rec_format": number}, path)
+    assert "reads up to format 2" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"hidden_units": 10**9},
+        {"hidden_units": 2**40, "num_heads": 2**20},
+        {"num_layers": 10**12},
+        {"max_len": 10**12},
+        {"num_items": 10**12},
+    ],
+    ids=str,
+)
+def test_forged_sizes_cost_neither_memory_nor_time(trained: Trained, tmp_path: Path, forged: dict[str, int]) -> None:
+    content = torch.load(trained[0], weights_only=True)
+    path = tmp_path / "forged.ckpt"
+    torch.save(content | {"hyper_parameters": content["hyper_parameters"] | forged}, path)
+    assert "is no checkpoint of this program" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("ids", ["a"] * 17, "stands for two items"),
+        ("ids", [None, *"bcdefghijklmnopq"], "without an id"),
+        ("counts", [-1] * 17, "below 0"),
+        ("counts", [1] * 16, "counts of shape (16,) for 17"),
+    ],
+)
+def test_a_forged_vocabulary(trained: Trained, tmp_path: Path, key: str, value: list[Any], named: str) -> None:
+    content = torch.load(trained[0], weights_only=True)
+    content["BERT4RecDataModule"]["vocabulary"][key] = value
+    path = tmp_path / "forged.ckpt"
+    torch.save(content, path)
+    assert named in refusal(path)
+
+
 class Payload:
     """Creates a file when it is unpickled, as malicious code in a checkpoint would."""
 
