@@ -161,13 +161,12 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":
     """The trainer of a run that has `steps` steps behind it."""
-    from dataclasses import asdict
-
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    from src import resume
     from src.callbacks import LastCheckpoint
     from src.errors import UserError
 
@@ -185,7 +184,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
     if training.scheduler != "none" or training.warmup_steps:
         callbacks.append(LearningRateMonitor("step"))
-    last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, asdict(config))
+    last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
     callbacks.append(last)  # after the best one, of which it keeps the state
     # Points that a killed session drew after the checkpoint are drawn again; what is drawn at the start is there.
     resumed: dict[str, Any] = {"purge_step": steps, "default_hp_metric": False} if steps else {}

@@ -34,7 +34,7 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: of the checkpoint.
         every_n_steps: None for the ends of epochs alone.
-        settings: nested plain containers; they travel in the checkpoint.
+        settings: plain containers; they travel in the checkpoint.
     """
 
     def __init__(self, path: Path, every_n_steps: int | None, seed: int, settings: dict[str, Any]) -> None:

@@ -73,15 +73,19 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def recorded(config: Config) -> dict[str, Any]:
+    """The settings that travel in a checkpoint, by dotted keys: no paths, which are nobody else's business."""
+    return {key: value for key, value in flat(asdict(config)).items() if not key.startswith(PLACES)}
+
+
 def changes(content: dict[str, Any], config: Config, path: Path) -> list[str]:
     """What has changed since the checkpoint, such as `training.lr=0.001 (was 0.0015)`.
 
     Raises:
         UserError: if something has that cannot, or if nothing is left to train.
     """
-    here = flat(asdict(config))
-    there = _settings(content)
-    different = [key for key in here if key in there and there[key] != here[key] and not key.startswith(PLACES)]
+    here, there = recorded(config), _settings(content)
+    different = [key for key in here if key in there and there[key] != here[key]]
     for key in different:
         if key in FIXED:
             raise UserError(
@@ -106,7 +110,7 @@ def changes(content: dict[str, Any], config: Config, path: Path) -> list[str]:
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
     """By dotted keys; of a checkpoint of the first format, those among the model's arguments."""
     if "run" in content:
-        return flat(content["run"]["settings"])
+        return dict(content["run"]["settings"])
     arguments = content["hyper_parameters"]
     keys = [key for key in (*FIXED, "training.lr", "training.weight_decay") if key.split(".")[1] in arguments]
     return {key: arguments[key.split(".")[1]] for key in keys}
@@ -128,7 +132,7 @@ def is_finished(content: dict[str, Any], config: Config) -> bool:
 
 def has_same_batches(content: dict[str, Any], config: Config, world_size: int) -> bool:
     """Whether the batches of an epoch are those of the checkpoint's run, so that one can go on in the middle."""
-    here, there = flat(asdict(config)), _settings(content)
+    here, there = recorded(config), _settings(content)
     same_size = here["data.batch_size"] * world_size == there.get("data.batch_size", 0) * _world_size(content)
     return same_size and all(here[key] == there.get(key) for key in PLAN if key != "data.batch_size")
 

@@ -176,6 +176,19 @@ def test_a_checkpoint_whose_parts_do_not_fit(trained: Trained, tmp_path: Path, s
     assert "is no checkpoint of this program" in refusal(path)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_each_format_loads(number: int) -> None:
+    """Files that are never written anew: what a version has written, every later one has to read."""
+    path = Path(__file__).parent / "checkpoints" / f"format-{number}.ckpt"
+    assert torch.load(path, weights_only=True).get("bert4rec_format", 1) == number
+    model, vocabulary = checkpoint.load(path)
+    assert vocabulary.ids.to_pylist() == list("xyzwv")
+    assert vocabulary.counts.tolist() == [1, 2, 2, 1, 0]
+    row = model.network.item_embedding.weight[1].tolist()
+    assert row == pytest.approx({1: [-0.016059, 0.020098], 2: [-0.013908, 0.017946]}[number], abs=1e-6)
+    assert sorted(model.predict([[1, 2]], topk=5)[0]) == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("number", [3, 99, "2", 2.0, None, True])
 def test_a_format_that_is_not_known(trained: Trained, tmp_path: Path, number: Any) -> None:
     path = tmp_path / "future.ckpt"

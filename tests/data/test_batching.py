@@ -78,7 +78,9 @@ def test_processes_share_every_batch_out(lengths: np.ndarray, batch_size: int, w
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         assert 1 <= len(shares[0]) <= batch_size
     alone = rows_of(ShuffledBatches(lengths, batch_size * world_size, 3), epoch=2)
-    assert [sorted(row for share in shares for row in share) for shares in zip(*plans, strict=True)] == [sorted(batch) for batch in alone]
+    assert [sorted(row for share in shares for row in share) for shares in zip(*plans, strict=True)] == [
+        sorted(batch) for batch in alone
+    ]
 
 
 @settings(max_examples=30, deadline=None)

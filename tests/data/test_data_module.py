@@ -53,7 +53,7 @@ def plain(batches: Any) -> Any:
     """Batches with lists in the place of tensors."""
     if isinstance(batches, torch.Tensor):
         return batches.tolist()
-    return batches if batches is None else [plain(part) for part in batches]
+    return batches if batches is None or isinstance(batches, bool) else [plain(part) for part in batches]
 
 
 def evaluated(batches: Iterable[list[EvalBatch]]) -> list[tuple[int, list[int], int]]:

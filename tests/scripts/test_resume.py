@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.callbacks import LastCheckpoint
 from src.models import BERT4Rec
 from tests.scripts.conftest import (
+    ROOT,
     TINY,
     Outcome,
     Run,
@@ -24,6 +25,7 @@ from tests.scripts.conftest import (
     files_below,
     same_weights,
     train_here,
+    write_table,
 )
 from train_bert4rec import train
 
@@ -85,11 +87,11 @@ def training_state(path: Path) -> dict[str, Any]:
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve in TensorBoard, which reads the files of sessions by their names: seconds, host, process, number."""
+    """Every curve in TensorBoard, which reads the files of sessions in order of their names, and those begin with seconds."""
     ordered = folder / "ordered logs"
     ordered.mkdir()
-    files = sorted((folder / "logs").glob("events*"), key=lambda path: [int(path.name.split(".")[n]) for n in (3, -1)])
-    for number, path in enumerate(files):  # sessions of one process and second would come by number as text
+    files = sorted((folder / "logs").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
+    for number, path in enumerate(files):  # of sessions in the same second, which only tests have
         shutil.copy(path, ordered / f"events.out.tfevents.{number:03d}")
     events = EventAccumulator(str(ordered), {"scalars": 0})
     events.Reload()
@@ -361,3 +363,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint_before(
     assert checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 8
     parts = train_here(table, tmp_path, *FIVE, "training.resume=true")
     assert same_weights(parts.last, train_here(table, tmp_path / "whole", *FIVE).last)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_each_format_goes_on(number: int, tmp_path: Path) -> None:
+    users = {"a": "xyzw", "b": "yzwx", "c": "zwxv"}
+    rows = [(user, item, time) for user, items in users.items() for time, item in enumerate(items)]
+    small = ("model.hidden_units=2", "model.num_heads=1", "model.max_len=4")
+    path = ROOT / "tests" / "checkpoints" / f"format-{number}.ckpt"
+    table = write_table(tmp_path / "ratings.csv", rows)
+    run = train_here(table, tmp_path / "run", *small, "training.num_epochs=3", f"training.resume={path}")
+    assert (checkpoint(run.last)["epoch"], checkpoint(run.last)["global_step"]) == (2, 3)
