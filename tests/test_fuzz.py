@@ -24,7 +24,8 @@ SECONDS = 20  # that no single case may take
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**30, -0.0, 0.5, 1e308, float("nan"), float("inf"),
     "", " ", "x", "é", "\n", "\x00", "x" * 5000, "../../etc/passwd", "/dev/null", "$(touch ran)", "`touch ran`",
-    "; touch ran", "__import__('os').mkdir('ran')", "${seed}", "${oc.env:HOME}", "${nothing}", "${", "???", "null", "=1+1",
+    "; touch ran", "__import__('os').mkdir('ran')",
+    "${seed}", "${oc.env:HOME}", "${nothing}", "${", "???", "null", "=1+1",
     [], [0], [1, "a"], [[]], [None], {}, {"a": 1}, {1: 2}, b"bytes",
 ]  # fmt: skip
 

@@ -87,7 +87,7 @@ def training_state(path: Path) -> dict[str, Any]:
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve in TensorBoard, which reads the files of sessions in order of their names, and those begin with seconds."""
+    """Every curve in TensorBoard, which reads the files of sessions in order of the seconds in their names."""
     ordered = folder / "ordered logs"
     ordered.mkdir()
     files = sorted((folder / "logs").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
