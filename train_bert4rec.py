@@ -30,6 +30,7 @@ def train(config: Config) -> float | None:
 
     from src import checkpoint, report, resume
     from src.callbacks import LastCheckpoint
+    from src.errors import UserError
     from src.run_folder import RunFolder
 
     cli.quiet()
@@ -51,6 +52,11 @@ def train(config: Config) -> float | None:
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
+    if trainer.world_size > 1 and config.training.loss != "softmax" and not config.model.share_embeddings:
+        raise UserError(
+            f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
+            " model.share_embeddings=true, training.loss=softmax or training.devices=1"
+        )
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
     if path is not None and content is not None:

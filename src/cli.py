@@ -99,6 +99,7 @@ def quiet() -> None:
         "Couldn't infer the batch indices fetched",  # each batch names its own users
         "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on where it was
         "Be aware that when using `ckpt_path`, callbacks",  # early stopping switched on or off
+        "It is recommended to use `self.log.*sync_dist=True",  # every process has the figures of all
         "The dirpath has changed from",  # resumed from another run's checkpoint
         ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, Lightning's business
     ):

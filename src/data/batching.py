@@ -91,6 +91,8 @@ class ShuffledBatches(Sampler[Plan]):
 class OrderedBatches(Sampler[Indices]):
     """Every row exactly once, in order, in the same batches whatever the number of processes.
 
+    A process for which there is none gets an empty batch.
+
     Args:
         order: [E] int64, the rows in the order wanted.
         in_turn: whether the processes get the batches in turn, or each a stretch of them, the first the first.
@@ -105,6 +107,8 @@ class OrderedBatches(Sampler[Indices]):
         else:
             starts = starts[len(starts) * rank // world_size : len(starts) * (rank + 1) // world_size]
         self.batches = [order[start : start + batch_size] for start in starts]
+        if not self.batches and len(order):
+            self.batches = [order[:0]]  # Lightning would leave this process out, and the others would wait for it
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -115,6 +119,8 @@ class OrderedBatches(Sampler[Indices]):
 
 def split_by_length(rows: Indices, lengths: Indices, tokens_per_part: int | None) -> list[Indices]:
     """Rows [B] in order of their lengths [B], cut into parts of about equal numbers of tokens; None: a single part."""
+    if len(rows) == 0:
+        return []
     order = np.argsort(lengths, kind="stable")
     tokens = lengths[order].cumsum()
     parts = 1 if tokens_per_part is None else max(1, -(-int(tokens[-1]) // tokens_per_part))

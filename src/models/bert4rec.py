@@ -87,7 +87,6 @@ class BERT4Rec(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.num_items = num_items
         self.max_len = max_len
         self.loss_name = loss
@@ -114,6 +113,8 @@ class BERT4Rec(pl.LightningModule):
             output_transform,
             output_bias,
         )
+        # What several processes exchange of this table: only the rows of a step, as its gradient has with these losses.
+        self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
 
@@ -228,7 +229,7 @@ class BERT4Rec(pl.LightningModule):
         self._log_metrics("test_")
 
     def _log_metrics(self, prefix: str) -> None:
-        self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had no batch
+        self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
         figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
         self.log_dict(figures, prog_bar=prefix == "val_")
@@ -276,6 +277,8 @@ class BERT4Rec(pl.LightningModule):
 
     def predict_step(self, batch: Sequence[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Users [B], in order, with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
+        if not batch:  # a process for which there was no user
+            return torch.zeros(0).long(), torch.zeros(0, self.predict_topk).long(), torch.zeros(0, self.predict_topk)
         users = torch.cat([part.users for part in batch])
         order = users.argsort()
         lists = [ranking.top_k(self.candidate_scores(part), self.predict_topk) for part in batch]

@@ -135,18 +135,28 @@ def test_similar_lengths_in_a_large_table_too() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(num_rows=st.integers(0, 30), batch_size=st.integers(1, 7), world_size=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    num_rows=st.integers(0, 30),
+    batch_size=st.integers(1, 7),
+    world_size=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    in_turn=st.booleans(),
+)
 def test_evaluation_has_each_row_exactly_once_whatever_the_number_of_processes(
-    num_rows: int, batch_size: int, world_size: int, seed: int
+    num_rows: int, batch_size: int, world_size: int, seed: int, in_turn: bool
 ) -> None:
     order = np.random.default_rng(seed).permutation(num_rows)
-    samplers = [OrderedBatches(order, batch_size, rank, world_size) for rank in range(world_size)]
+    samplers = [OrderedBatches(order, batch_size, rank, world_size, in_turn) for rank in range(world_size)]
     plans = [[rows.tolist() for rows in sampler] for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(plan) for plan in plans]
     assert sorted(row for plan in plans for batch in plan for row in batch) == list(range(num_rows))
-    assert all(1 <= len(batch) <= batch_size for plan in plans for batch in plan)
-    if world_size == 1:
-        assert [row for batch in plans[0] for row in batch] == order.tolist()
+    assert all(len(batch) <= batch_size for plan in plans for batch in plan)
+    assert all(plan == [[]] or all(plan) for plan in plans)  # nothing at all is one empty batch
+    assert num_rows == 0 or all(plans)
+    alone = [rows.tolist() for rows in OrderedBatches(order, batch_size)]
+    assert sorted(batch for plan in plans for batch in plan if batch) == sorted(alone)
+    if not in_turn:
+        assert [row for plan in plans for batch in plan for row in batch] == order.tolist()
 
 
 def test_input_is_the_last_items_and_the_mask() -> None:

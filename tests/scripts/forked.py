@@ -20,6 +20,7 @@ from typing import Any
 
 import pytorch_lightning  # noqa: F401
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from predict_bert4rec import predict
@@ -59,6 +60,7 @@ def kill_at_write(stage: str, number: int) -> None:
 def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int:
     """What a child does; its exit code."""
     os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))  # what an import sets
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(log, 2)

@@ -73,6 +73,8 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
     a, b = checkpoint(one)["state_dict"], checkpoint(other)["state_dict"]
     assert a.keys() == b.keys()
     for name in a:
+        if name.endswith("key_value.bias"):  # no score depends on the keys' half, whose gradient is rounding alone
+            a[name], b[name] = a[name].chunk(2)[1], b[name].chunk(2)[1]
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
 
 
@@ -95,7 +97,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         assert value == pytest.approx(same, abs=1e-5)
     assert {path.name for path in two.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
-    assert len(list((two.folder / "logs").glob("events*"))) == 1
+    for folder in (one.folder, two.folder):  # of training, and of the test after it
+        assert len(list((folder / "logs").glob("events*"))) == 2
 
 
 @pytest.mark.parametrize("users", [1, 2, 3, 23])
@@ -151,14 +154,17 @@ def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: in
 def test_two_processes_stop_and_go_on_as_if_they_had_not(
     sessions: Sessions, table: Table, tmp_path: Path, port: int
 ) -> None:
-    settings = (*TINY, *TWO, "training.num_epochs=60", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
+    settings = (*TINY, *TWO, "training.num_epochs=30", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
     whole = (*table.overrides, *settings, f"output_dir={tmp_path / 'whole'}")
     timed = sessions("train", *whole, environments=torchrun(port))
     assert timed["codes"] == [0, 0], timed["errors"]
     parts = (*table.overrides, *settings, f"output_dir={tmp_path / 'parts'}", "training.resume=auto")
     answer = sessions("train", *parts, environments=torchrun(port), term_after=0.6 * timed["seconds"])
     assert answer["codes"] == [1, 1], answer["errors"]
-    assert sorted(error.count("\n") for error in answer["errors"]) == [0, 1]  # one of them says it
+    lines = [line for error in answer["errors"] for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1  # one of them says it
+    assert "stopped by SIGTERM" in lines[0]
+    assert not any("recommended" in error for error in answer["errors"])
     answer = sessions("train", *parts, environments=torchrun(port))
     assert answer["codes"] == [0, 0], answer["errors"]
     one, other = (training_state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts"))
