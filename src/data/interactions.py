@@ -74,15 +74,16 @@ def _read_csv(path: Path) -> pa.Table:
         table = pyarrow.csv.read_csv(
             path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True), convert_options=ids_are_text
         )
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        names = table.column_names  # which are decoded only now
+    except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
-    missing = [name for name in ("user", "item") if name not in table.column_names]
+    missing = [name for name in ("user", "item") if name not in names]
     if missing:
         raise UserError(
-            f"{path} has no column {' and no column '.join(missing)}: found {', '.join(table.column_names)};"
+            f"{path} has no column {' and no column '.join(missing)}: found {', '.join(names)};"
             " the header must name user, item and, if there is one, time"
         )
-    repeated = sorted({name for name in ("user", "item", "time") if table.column_names.count(name) > 1})
+    repeated = sorted({name for name in ("user", "item", "time") if names.count(name) > 1})
     if repeated:
         raise UserError(f"{path} has the column {repeated[0]} more than once: keep one of them")
     if len(table) == 0:
