@@ -177,8 +177,8 @@ def fuzz(written: Path, tmp_path: Path, cases: int) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ckpt", ".ckpt", ".csv"]
 
 
-def test_a_thousand_odd_inputs(written: Path, tmp_path: Path) -> None:
-    fuzz(written, tmp_path, 250)
+def test_four_hundred_odd_inputs(written: Path, tmp_path: Path) -> None:
+    fuzz(written, tmp_path, 100)
 
 
 @pytest.mark.slow
