@@ -154,7 +154,7 @@ def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: in
 def test_two_processes_stop_and_go_on_as_if_they_had_not(
     sessions: Sessions, table: Table, tmp_path: Path, port: int
 ) -> None:
-    settings = (*TINY, *TWO, "training.num_epochs=30", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
+    settings = (*TINY, *TWO, "training.num_epochs=15", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
     whole = (*table.overrides, *settings, f"output_dir={tmp_path / 'whole'}")
     timed = sessions("train", *whole, environments=torchrun(port))
     assert timed["codes"] == [0, 0], timed["errors"]

@@ -313,3 +313,12 @@ def test_the_default_data_folder_is_in_the_home_folder(tmp_path: Path, monkeypat
     assert compose().data.data_dir == "~/data/train/"
     outcome = call(train, f"output_dir={tmp_path}")
     assert_one_line(outcome, os.path.join(tmp_path, "data/train/train_ratings.csv"))
+
+
+def test_ctrl_c_before_training_is_one_line(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.data.bert4rec_data.read_interactions", interrupt)
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", *TINY)
+    assert (outcome.code, outcome.err) == (1, "error: stopped; nothing that was there is lost\n")

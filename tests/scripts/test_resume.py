@@ -214,6 +214,27 @@ def test_a_finished_run_resumed_is_evaluated_again_and_keeps_its_predictions(tab
     assert (tmp_path / "predictions.csv").exists()
 
 
+def test_a_run_that_stopped_early_does_not_go_on_when_resumed(table: Table, tmp_path: Path) -> None:
+    settings = (*FIVE, *VARIANTS["early stopping"])
+    run = train_here(table, tmp_path, *settings)
+    before, figures = run.last.read_bytes(), results(tmp_path)
+    assert figures["epochs"] == 2
+    train_here(table, tmp_path, *settings, "training.resume=true")
+    assert run.last.read_bytes() == before
+    assert results(tmp_path) == figures
+    train_here(table, tmp_path, *settings, "training.resume=true", "training.early_stopping_patience=2")
+    assert results(tmp_path)["epochs"] == 3
+
+
+def test_the_best_checkpoint_goes_on_as_well(trained: Run, table: Table, tmp_path: Path) -> None:
+    settings = ("training.num_epochs=6", "training.lr=0.02", "data.batch_size=6", f"seed={seed_of(trained)}")
+    run = train_here(table, tmp_path, *settings, f"training.resume={trained.best}")
+    assert same_weights(run.last, trained.last)
+    assert (
+        points(tmp_path)["train_loss"] == points(trained.folder)["train_loss"][-len(points(tmp_path)["train_loss"]) :]
+    )
+
+
 def test_predictions_of_the_model_before_do_not_stay_beside_the_new_one(table: Table, tmp_path: Path) -> None:
     train_here(table, tmp_path, "training.num_epochs=1")
     (tmp_path / "predictions.csv").write_text("old\n")
