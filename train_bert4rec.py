@@ -99,6 +99,8 @@ def prepare_resume(
 
 
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
+    """Train, and say in one line why that ended where it did before its end."""
+    from src.callbacks import LastCheckpoint
     from src.errors import UserError
 
     try:
@@ -107,9 +109,17 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
         if trainer.interrupted and trainer.is_global_zero:
             raise UserError(
                 f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
-                f" from the checkpoint before that"
+                " from the checkpoint before that"
             ) from stop
         raise
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        last = trainer.checkpoint_callbacks[-1]
+        if isinstance(error, UserError) or path is None or not isinstance(last, LastCheckpoint) or last.has_begun:
+            raise
+        raise UserError(
+            f"{path} has a state of training that cannot be taken up ({type(error).__name__}:"
+            f" {' '.join(str(error).split())[:200]}): start anew with training.resume=false"
+        ) from error
 
 
 def build_data(config: Config) -> "BERT4RecDataModule":

@@ -45,6 +45,7 @@ class LastCheckpoint(Checkpoint):
         self.rewinds = False  # whether a resumed run begins the epoch of the checkpoint anew
         self.seconds = 0.0  # of all sessions before this one
         self.started = time.perf_counter()
+        self.has_begun = False  # a step is done, so whatever was taken up from a checkpoint was sound
         self._stop_signal: int | None = None
         self._is_due = False
         self._validation_is_due = False
@@ -89,6 +90,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
+        _require_fitting_state(trainer)
         if self.rewinds:
             trainer.fit_loop.epoch_loop.restarting = False
         if trainer.is_global_zero:
@@ -106,6 +108,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.has_begun = True
         if pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0:  # elsewhere it would wait
             self._require_finite(trainer, torch.isfinite(outputs["loss"]))
         self._is_due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
@@ -182,6 +185,15 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _require_fitting_state(trainer: pl.Trainer) -> None:
+    """See that what the optimiser took up from a checkpoint has the shapes of its parameters."""
+    for optimizer in trainer.optimizers:
+        for parameter, state in optimizer.state.items():
+            moments = [state[name] for name in ("exp_avg", "exp_avg_sq")] if state else []
+            if any(moment.shape != parameter.shape or moment.dtype != parameter.dtype for moment in moments):
+                raise ValueError(f"moments of another shape than a weight of {tuple(parameter.shape)}")
 
 
 def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -50,18 +50,20 @@ def require_state(content: dict[str, Any], path: Path) -> None:
         UserError: if it has not, or only for show.
     """
     try:
-        position(content)
-        steps = content["global_step"]
-        loop = content["loops"]["fit_loop"]
         states = content["optimizer_states"], content["lr_schedulers"], content["callbacks"]
-        if type(steps) is not int or steps < 0 or [type(state) for state in states] != [list, list, dict]:
-            raise TypeError(f"global_step={steps}")
-        if not isinstance(loop["epoch_loop.state_dict"]["_batches_that_stepped"], int):
-            raise TypeError("_batches_that_stepped")
+        run = content.get("run", {"settings": {}, "world_size": 1, "seconds": 0.0})
+        loop = content["loops"]["fit_loop"]
+        counts = [content["global_step"], *position(content), loop["epoch_loop.state_dict"]["_batches_that_stepped"]]
+        kinds = [type(part) for part in (*states, run["settings"], run["world_size"], run["seconds"])]
+        if kinds != [list, list, dict, dict, int, float] or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
+            raise TypeError(f"counts {counts}")
+        loss = content.get("epoch_loss", [0.0, 0.0])
+        if [type(number) for number in loss] != [float, float]:
+            raise TypeError(f"epoch_loss {loss}")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} has no state of training to go on from ({type(error).__name__}: {error}): start anew with"
-            " training.resume=false"
+            f"{path} has no state of training to go on from ({type(error).__name__}: {str(error)[:200]}): start anew"
+            " with training.resume=false"
         ) from error
 
 

@@ -18,7 +18,8 @@ from src import checkpoint, cli, resume
 from src.config import known_keys, parse
 from src.data.interactions import read_interactions
 from src.errors import UserError
-from tests.scripts.conftest import ROOT, make_rows, train_here, write_table
+from tests.scripts.conftest import ROOT, TINY, call, make_rows, train_here, write_table
+from train_bert4rec import train
 
 SECONDS = 20  # that no single case may take
 ODD: list[Any] = [
@@ -139,6 +140,24 @@ def fuzz_contents(written: Path, tmp_path: Path, cases: int) -> int:
     return sum(refused(attempt) for _ in range(cases))
 
 
+def fuzz_resumes(written: Path, tmp_path: Path, cases: int) -> int:
+    """Training that goes on from a checkpoint whose state of training is not what it was."""
+    generator, path = random.Random(5), tmp_path / "state.ckpt"
+    whole = torch.load(written, weights_only=True)
+    heavy = {key: whole.pop(key) for key in ("state_dict", "hyper_parameters", "BERT4RecDataModule")}
+    table = (f"data.data_dir={written.parents[2]}", "data.data_file=ratings.csv")
+
+    def attempt() -> None:
+        torch.save(tampered(whole, generator) | heavy, path)
+        settings = (*table, *TINY, "training.num_epochs=2", "training.early_stopping=true")
+        outcome = call(train, *settings, f"output_dir={tmp_path / 'resumed'}", f"training.resume={path}")
+        assert (outcome.code, outcome.err.count("\n")) in ((0, 0), (1, 1)), outcome.err
+        if outcome.code:
+            raise UserError(outcome.err.strip())
+
+    return sum(refused(attempt) for _ in range(cases))
+
+
 def fuzz_settings(cases: int) -> int:
     generator = random.Random(3)
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -173,8 +192,9 @@ def fuzz(written: Path, tmp_path: Path, cases: int) -> None:
     assert fuzz_contents(written, tmp_path, cases) > cases // 10
     assert fuzz_settings(cases) > cases // 10
     assert fuzz_tables(tmp_path, cases) > cases // 10
+    assert fuzz_resumes(written, tmp_path, cases // 10) > cases // 50
     assert not Path("ran").exists()
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ckpt", ".ckpt", ".csv"]
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".ckpt", ".csv", ""}
 
 
 def test_four_hundred_odd_inputs(written: Path, tmp_path: Path) -> None:
