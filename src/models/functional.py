@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-
 # Attention on a CPU takes so many (query, key) pairs at a time: 1 MiB, which stays in the cores' own caches.
 PAIRS_AT_A_TIME = 2**18
 
@@ -73,8 +72,9 @@ def attention(
         [B, M, D].
     """
     if q.device.type != "cpu" or dropout_rate == 0.0:
-        heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v)]  # [B, H, ., d] each
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=is_visible, dropout_p=dropout_rate)
+        width = q.shape[2] // num_heads
+        q, k, v = (x.view(*x.shape[:2], num_heads, width).transpose(1, 2) for x in (q, k, v))  # [B, H, ., d] each
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, dropout_p=dropout_rate)
         return mixed.transpose(1, 2).flatten(2)
     kept = keep_bytes(dropout_rate)
     dropped: Tensor = _DropoutAttention.apply(q, k, v, num_heads, is_visible, kept)  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores are made in tiles of so many rows and tokens: 2 MB each, half of it for each of two cores. A round number rather
-# than a power of two, since rows that lie a power of two apart compete for the same cache lines.
+# Scores are made in tiles of so many rows and tokens: 2 MB each, half of it for each of two cores. Round numbers rather
+# than powers of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
 TILE_TOKENS = 2000
 # At most so many probabilities (64 MiB) are held between the two passes over the tiles.
@@ -75,8 +75,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         count, tokens = len(hidden), len(weight)
         blocks = -(-count // max(1, min(TILE_ROWS, HELD_ENTRIES // tokens)))
-        tiles = weight.split(TILE_TOKENS)  # [T, D] each
-        bias_tiles = [None] * len(tiles) if bias is None else bias.split(TILE_TOKENS)
+        tiles = torch.split(weight, TILE_TOKENS)  # [T, D] each
+        bias_tiles = [None] * len(tiles) if bias is None else torch.split(bias, TILE_TOKENS)
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
@@ -84,6 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scores = hidden.new_empty(most_rows * len(tiles[0]))
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
         held = [hidden.new_empty(most_rows * len(tile)) for tile in tiles]
+        gradients = torch.split(weight_gradient, TILE_TOKENS)
         for start in range(0, count, most_rows):
             span = slice(start, start + most_rows)
             h = hidden[span]  # [R, D]
@@ -101,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             normalisers[span] = logs.logsumexp(dim=0)
             shares = (logs - normalisers[span]).exp_().div_(count)[:, :, None]  # [tiles, R, 1]
             torch.sum(weighted.mul_(shares), dim=0, out=hidden_gradient[span])
-            for softmax, share, gradient in zip(softmaxes, shares, weight_gradient.split(TILE_TOKENS), strict=True):
+            for softmax, share, gradient in zip(softmaxes, shares, gradients, strict=True):
                 gradient.addmm_(softmax.t(), h * share, beta=0 if start == 0 else 1)
             if bias_gradient is not None:
                 bias_gradient += torch.cat([s.t() @ share[:, 0] for s, share in zip(softmaxes, shares, strict=True)])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the scripts do
 
-import torch  # noqa: E402
+import torch
 
 PEERS = ("rectools", "replay", "recbole")
 SIZES = ("max_len", "mask", "width", "layers", "heads", "dropout", "batch_size")

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 # Names that RecBole still uses and NumPy 2 has not any more.
-np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
+np.float64, np.complex128, np.str_ = np.float64, np.complex128, np.str_
 
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
@@ -20,10 +20,10 @@ from recbole.utils import get_model, init_seed  # noqa: E402
 parser = argparse.ArgumentParser()
 parser.add_argument("task", choices=["train"])
 parser.add_argument("csv")
-for name, kind in dict(
-    max_len=int, mask=float, width=int, layers=int, heads=int, dropout=float, batch_size=int, seconds=float
-).items():
-    parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+for name in ("max-len", "width", "layers", "heads", "batch-size"):
+    parser.add_argument(f"--{name}", type=int, required=True)
+for name in ("mask", "dropout", "seconds"):
+    parser.add_argument(f"--{name}", type=float, required=True)
 options = parser.parse_args()
 torch.set_num_threads(2)
 

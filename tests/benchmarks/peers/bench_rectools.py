@@ -1,4 +1,4 @@
-"""RecTools' BERT4Rec on a CSV, for the benchmarks: runs in an interpreter that has `rectools[torch]` and prints JSON."""
+"""BERT4Rec of RecTools on a CSV, for the benchmarks: runs where `rectools[torch]` is installed and prints JSON."""
 
 import argparse
 import json
@@ -32,10 +32,10 @@ class Stopwatch(Callback):
 parser = argparse.ArgumentParser()
 parser.add_argument("task", choices=["train", "rank"])
 parser.add_argument("csv")
-for name, kind in dict(
-    max_len=int, mask=float, width=int, layers=int, heads=int, dropout=float, batch_size=int, seconds=float
-).items():
-    parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+for name in ("max-len", "width", "layers", "heads", "batch-size"):
+    parser.add_argument(f"--{name}", type=int, required=True)
+for name in ("mask", "dropout", "seconds"):
+    parser.add_argument(f"--{name}", type=float, required=True)
 options = parser.parse_args()
 torch.set_num_threads(2)
 

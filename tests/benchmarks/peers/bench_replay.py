@@ -37,10 +37,10 @@ class Stopwatch(lightning.Callback):
 parser = argparse.ArgumentParser()
 parser.add_argument("task", choices=["train", "rank"])
 parser.add_argument("csv")
-for name, kind in dict(
-    max_len=int, mask=float, width=int, layers=int, heads=int, dropout=float, batch_size=int, seconds=float
-).items():
-    parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+for name in ("max-len", "width", "layers", "heads", "batch-size"):
+    parser.add_argument(f"--{name}", type=int, required=True)
+for name in ("mask", "dropout", "seconds"):
+    parser.add_argument(f"--{name}", type=float, required=True)
 options = parser.parse_args()
 torch.set_num_threads(2)
 
@@ -84,9 +84,7 @@ model = Bert4Rec(
 stopwatch = Stopwatch(options.seconds, options.batch_size)
 truths = tokenizer.transform(Dataset(FeatureSchema(ids), truth[["user", "item"]]), ["item_sequence"])
 histories, truths = SequentialDataset.keep_common_query_ids(sequences, truths)
-ranking = ValidationMetricsCallback(
-    metrics=["ndcg", "recall"], ks=[10], postprocessors=[RemoveSeenItems(histories)]
-)
+ranking = ValidationMetricsCallback(metrics=["ndcg", "recall"], ks=[10], postprocessors=[RemoveSeenItems(histories)])
 trainer = lightning.Trainer(
     accelerator="cpu",
     max_epochs=1000,
