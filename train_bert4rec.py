@@ -208,38 +208,50 @@ def finish(
     data: "BERT4RecDataModule",
     seconds: float,
 ) -> float | None:
-    """Evaluate the best checkpoint beside popularity, write metrics.json and print the closing table."""
+    """Evaluate the best checkpoint beside the baselines, write metrics.json and print the closing table."""
     import json
     from dataclasses import asdict
 
     import torch
 
-    from src import baselines, ranking, report
+    from src import report
     from src.data import sample
+    from src.evaluation.contest import Contest, Figures
 
-    topk = list(config.evaluation.topk)
     content: dict[str, Any] = {"seconds": round(seconds, 1), "epochs": trainer.current_epoch}
-    tables: dict[str, dict[str, dict[str, float]]] = {}
+    tables: dict[str, Figures] = {}
+    sampled: dict[str, dict[str, Figures]] = {}
     monitored = None
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
     for stage in stages:
-        evaluate = trainer.validate if stage == "val" else trainer.test
-        model_figures = dict(
-            evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)[0]
+        contest = Contest(
+            data.evaluation_set(from_end=1 if stage == stages[-1] else 2),
+            data.evaluated_user_ids(),
+            data.vocabulary.counts,
+            config.evaluation.protocols,
+            config.seed,
+            config.evaluation.topk,
         )
-        from_end = 1 if stage == stages[-1] else 2
-        popularity = torch.from_numpy(baselines.popularity_ranks(data.vocabulary, data.evaluation_set(from_end)))
-        rows = {
-            "popularity": ranking.metrics(popularity, topk, f"{stage}_"),
-            f"BERT4Rec ({chosen.name})": model_figures,
-        }
+        for protocol, users in contest.short_of_negatives().items():
+            print(
+                f"warning: {users:,} of {len(data.user_ids):,} users have fewer than 100 items left to draw for"
+                f" {protocol}, and get those"
+            )
+        contest.add_baselines(data.spans)
+        model.observer = contest.observer()
+        evaluate = trainer.validate if stage == "val" else trainer.test
+        evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)
+        contest.outcomes[f"BERT4Rec ({chosen.name})"] = model.observer.compute()
+        tables[stage] = contest.figures("full", f"{stage}_")
+        sampled[stage] = {name: contest.figures(name, f"{stage}_") for name in contest.negatives}
+        monitored = tables[stage][f"BERT4Rec ({chosen.name})"].get(config.training.monitor_metric, monitored)
         if stage == "test" and config.data.generate_sample:
             reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
-            rows["best reachable"] = {key: reachable[key] for key in (k[5:] for k in model_figures) if key in reachable}
-        tables[stage] = rows
-        monitored = model_figures.get(config.training.monitor_metric, monitored)
-    content |= {"figures": tables, "data": data.summary, "settings": asdict(config), "torch": torch.__version__}
+            wanted = [key.removeprefix("test_") for key in tables[stage]["popularity"]]
+            tables[stage]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
+    content |= {"figures": tables, "sampled_figures": sampled, "data": data.summary}
+    content |= {"settings": asdict(config), "torch": torch.__version__}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
         print("\n" + report.closing(folder))

@@ -20,6 +20,7 @@ SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
+PROTOCOLS = ("full", "uniform-100", "popularity-100")
 
 
 def _require(ok: bool, key: str, value: object, rule: str) -> None:
@@ -202,6 +203,7 @@ class TrainingConfig:
 class EvaluationConfig:
     topk: list[int]
     filter_seen: bool
+    protocols: list[str]
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -211,6 +213,12 @@ class EvaluationConfig:
             "evaluation.topk",
             list(self.topk),
             "give whole numbers of at least 1, such as [5,10]",
+        )
+        _require(
+            "full" in self.protocols and set(self.protocols) <= set(PROTOCOLS),
+            "evaluation.protocols",
+            list(self.protocols),
+            f"choose full and, if you like, more of {', '.join(PROTOCOLS)}",
         )
 
 

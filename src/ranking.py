@@ -57,6 +57,22 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
+def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """Rank of each row's target among its negatives alone; ties count against it.
+
+    Args:
+        scores: [B, V] from `candidate_scores`.
+        targets: [B] int64, the true token of each row. An excluded one is `UNRANKED`.
+        negatives: [B, n] int64, tokens; padding is no candidate.
+
+    Returns:
+        [B] int64, 0 to n.
+    """
+    target_scores = scores.gather(1, targets[:, None])  # [B, 1]
+    ranks = (scores.gather(1, negatives) >= target_scores).sum(dim=1)
+    return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
+
+
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best candidates of each row, best first.
 

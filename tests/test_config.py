@@ -113,6 +113,7 @@ ADDED = {
     "training.resume": False,
     "evaluation.topk": [10],
     "evaluation.filter_seen": True,
+    "evaluation.protocols": ["full"],
     "evaluation.batch_size": 256,
     "inference.checkpoint_path": None,
     "inference.output_path": None,
@@ -257,6 +258,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "training.resume": [None, 1, ["a"]],
     "evaluation.batch_size": [0],
     "evaluation.topk": [[], [0], [10, -5]],
+    "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
     "inference.topk": [0],
     "inference.batch_size": [0],
 }
@@ -338,6 +340,7 @@ def test_metrics_that_may_be_monitored() -> None:
         ("training.max_steps", "all"),
         ("evaluation.topk", 10),
         ("evaluation.topk", None),
+        ("evaluation.protocols", "full"),
         ("inference.topk", "ten"),
         ("model", 3),
     ],

@@ -62,6 +62,22 @@ def test_table_of_figures() -> None:
     ]
 
 
+def test_a_sampled_figure_says_so_in_its_column_and_above_its_table(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    rows = {"a": {"val_hit@5": 0.25}}
+    sampled = {"val": {"uniform-100": {"a": {"val_uniform-100_hit@5": 0.75}}}}
+    content = {"seconds": 1.0, "epochs": 1, "figures": {"val": rows}, "sampled_figures": sampled}
+    report.write_json(folder.metrics, content)
+    assert report.closing(folder).splitlines()[2:8] == [
+        "validation, every item ranked",
+        "   HIT@5",
+        "a 0.2500",
+        "",
+        "validation, target among 100 items drawn uniformly: not comparable with the ranking of every item",
+        "   HIT@5 uniform-100",
+    ]
+
+
 def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     row = {"val_hit@5": 0.25, "val_mrr": 0.125}

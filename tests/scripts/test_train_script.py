@@ -91,10 +91,33 @@ def test_metrics_json_has_all_figures_and_the_settings_that_made_them(launched: 
     assert content["settings"] == asdict(compose(*launched.overrides))
     assert set(content["figures"]) == {"val", "test"}
     for stage, names in (("val", VALIDATION), ("test", TEST)):
-        assert set(content["figures"][stage]) == {"popularity", "BERT4Rec (best.ckpt)"}
+        assert list(content["figures"][stage]) == ["popularity", "item-item", "BERT4Rec (best.ckpt)"]
         for figures in content["figures"][stage].values():
             assert set(figures) == names
             assert all(0.0 < value <= 1.0 for value in figures.values())
+
+
+def test_sampled_protocols_stand_apart_under_names_of_their_own(table: Table, tmp_path: Path) -> None:
+    protocols = "evaluation.protocols=[full,uniform-100,popularity-100]"
+    plain = train_here(table, tmp_path / "plain", TWO_EPOCHS)
+    run = train_here(table, tmp_path / "sampled", TWO_EPOCHS, protocols, "evaluation.batch_size=5")
+    assert metrics(run.folder)["figures"] == metrics(plain.folder)["figures"]
+    assert metrics(plain.folder)["sampled_figures"] == {"val": {}, "test": {}}
+    sampled = metrics(run.folder)["sampled_figures"]
+    closing = run.out[run.out.index("trained 2 epochs") :]
+    for stage in ("val", "test"):
+        assert list(sampled[stage]) == ["uniform-100", "popularity-100"]
+        for protocol, rows in sampled[stage].items():
+            assert list(rows) == list(metrics(run.folder)["figures"][stage])
+            for figures in rows.values():
+                assert list(figures) == [f"{stage}_{protocol}_{name}" for name in ("hit@10", "ndcg@10", "mrr")]
+        # 17 items: every item that the user has not is a negative, so that uniform-100 ranks like the full protocol.
+        for name, figures in metrics(run.folder)["figures"][stage].items():
+            wanted = {key.replace("_", "_uniform-100_", 1): value for key, value in figures.items()}
+            assert sampled[stage]["uniform-100"][name] == pytest.approx(wanted)
+    assert closing.count("100 items drawn uniformly: not comparable") == 2
+    assert closing.count("HIT@10 popularity-100") == 2
+    assert "23 of 23 users have fewer than 100 items left to draw for uniform-100" in run.out
 
 
 def test_the_summary_says_what_was_read_and_what_was_left_out(launched: Launched) -> None:
