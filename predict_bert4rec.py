@@ -22,6 +22,10 @@ def predict(config: Config) -> None:
     from src.data.sequences import encode
     from src.run_folder import RunFolder
 
+    if config.inference.evaluate:
+        from src.evaluation.run import evaluate
+
+        return evaluate(config)
     settings = config.inference
     folder = RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()

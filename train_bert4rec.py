@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
     from src.data import BERT4RecDataModule
+    from src.data.titles import Titles
     from src.models import BERT4Rec
     from src.run_folder import RunFolder
 
@@ -30,11 +31,13 @@ def train(config: Config) -> float | None:
     import pytorch_lightning as pl
 
     from src import report
+    from src.data.titles import read_titles
     from src.errors import UserError
     from src.run_folder import RunFolder
 
     cli.quiet()
     pl.seed_everything(config.seed, verbose=False)
+    titles = read_titles(config.data.items_file)
     data = build_data(config)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
@@ -58,7 +61,7 @@ def train(config: Config) -> float | None:
     seconds = time.perf_counter() - started
     if trainer.interrupted or trainer.received_sigterm:
         raise UserError(f"training was stopped at epoch {trainer.current_epoch}: go on with training.resume=true")
-    return finish(config, folder, trainer, model, data, seconds)
+    return finish(config, folder, trainer, model, data, titles, seconds)
 
 
 def build_data(config: Config) -> "BERT4RecDataModule":
@@ -206,6 +209,7 @@ def finish(
     trainer: "pl.Trainer",
     model: "BERT4Rec",
     data: "BERT4RecDataModule",
+    titles: "Titles",
     seconds: float,
 ) -> float | None:
     """Evaluate the best checkpoint beside the baselines, write metrics.json and print the closing table."""
@@ -216,12 +220,10 @@ def finish(
 
     from src import report
     from src.data import sample
-    from src.evaluation.contest import Contest, Figures
+    from src.evaluation.contest import Contest, tables_of
 
     content: dict[str, Any] = {"seconds": round(seconds, 1), "epochs": trainer.current_epoch}
-    tables: dict[str, Figures] = {}
-    sampled: dict[str, dict[str, Figures]] = {}
-    monitored = None
+    contests: dict[str, Contest] = {}
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
     for stage in stages:
@@ -233,30 +235,31 @@ def finish(
             config.seed,
             config.evaluation.topk,
         )
-        for protocol, users in contest.short_of_negatives().items():
-            print(
-                f"warning: {users:,} of {len(data.user_ids):,} users have fewer than 100 items left to draw for"
-                f" {protocol}, and get those"
-            )
         contest.add_baselines(data.spans)
         model.observer = contest.observer()
         evaluate = trainer.validate if stage == "val" else trainer.test
         evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)
         contest.outcomes[f"BERT4Rec ({chosen.name})"] = model.observer.compute()
-        tables[stage] = contest.figures("full", f"{stage}_")
-        sampled[stage] = {name: contest.figures(name, f"{stage}_") for name in contest.negatives}
-        monitored = tables[stage][f"BERT4Rec ({chosen.name})"].get(config.training.monitor_metric, monitored)
-        if stage == "test" and config.data.generate_sample:
-            reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
-            wanted = [key.removeprefix("test_") for key in tables[stage]["popularity"]]
-            tables[stage]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
-    content |= {"figures": tables, "sampled_figures": sampled, "data": data.summary}
+        contests[stage] = contest
+    content |= tables_of(contests, config.evaluation.bootstrap)
+    if "test" in contests and config.data.generate_sample:
+        reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
+        wanted = [key.removeprefix("test_") for key in content["figures"]["test"]["popularity"]]
+        content["figures"]["test"]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
+    content["data"] = data.summary
     content |= {"settings": asdict(config), "torch": torch.__version__}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
+        if config.evaluation.report:
+            from src.evaluation import html
+
+            last = contests[stages[-1]] if stages else None
+            html.write(folder.report, content, html.read_curves(folder.logs), last, data.vocabulary, titles)
         print("\n" + report.closing(folder))
         print("next        python predict_bert4rec.py, with the same overrides")
-    return monitored
+    if "val" not in contests:
+        return None
+    return float(content["figures"]["val"][f"BERT4Rec ({chosen.name})"][config.training.monitor_metric])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def _require_at_least(least: int, **values: int) -> None:
 class DataConfig:
     data_dir: str
     data_file: str
+    items_file: str | None
     generate_sample: bool
     batch_size: int
     min_interactions: int
@@ -205,9 +206,12 @@ class EvaluationConfig:
     filter_seen: bool
     protocols: list[str]
     batch_size: int
+    bootstrap: int
+    report: bool
 
     def __post_init__(self) -> None:
         _require_at_least(1, evaluation__batch_size=self.batch_size)
+        _require_at_least(0, evaluation__bootstrap=self.bootstrap)
         _require(
             len(self.topk) > 0 and all(k >= 1 for k in self.topk),
             "evaluation.topk",
@@ -224,6 +228,7 @@ class EvaluationConfig:
 
 @dataclass
 class InferenceConfig:
+    evaluate: bool
     checkpoint_path: str | None
     output_path: str | None
     topk: int

@@ -120,9 +120,13 @@ def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
     Args:
         ranks: [users] int64, every user once, so that the figures do not depend on the batch size.
     """
-    figures: dict[str, float] = {}
+    return {f"{prefix}{name}": values.mean().item() for name, values in metrics_by_user(ranks, topk).items()}
+
+
+def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
+    """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
+    values: dict[str, Tensor] = {}
     for k in topk:
-        figures[f"{prefix}hit@{k}"] = hit(ranks, k).mean().item()
-        figures[f"{prefix}ndcg@{k}"] = ndcg(ranks, k).mean().item()
-    figures[f"{prefix}mrr"] = reciprocal_rank(ranks).mean().item()
-    return figures
+        values[f"hit@{k}"] = hit(ranks, k)
+        values[f"ndcg@{k}"] = ndcg(ranks, k)
+    return values | {"mrr": reciprocal_rank(ranks)}

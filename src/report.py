@@ -54,6 +54,26 @@ def _head(key: str) -> str:
     return metric.upper() + "".join(f" {protocol}" for protocol in before[1:])
 
 
+def figures(content: dict[str, Any]) -> str:
+    """All tables of figures, from what metrics.json or evaluation.json holds; ends with an empty line."""
+    lines = []
+    for stage, rows in content["figures"].items():
+        lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows)]
+        lines += [*_intervals(content.get("details", {}).get(stage, {})), ""]
+        for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
+            lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
+    return "\n".join(lines)
+
+
+def _intervals(details: dict[str, Any]) -> list[str]:
+    """The model's 95% intervals in a line, if there are any."""
+    by_name = details.get("intervals", {}).get("full", {})
+    if not by_name:
+        return []
+    ends = list(by_name.values())[-1]
+    return ["95% interval: " + ", ".join(f"{key.upper()} {low:.4f} to {high:.4f}" for key, (low, high) in ends.items())]
+
+
 def closing(folder: RunFolder) -> str:
     """What a run has reached and where its files are, from metrics.json and what is there.
 
@@ -61,15 +81,14 @@ def closing(folder: RunFolder) -> str:
     """
     content = json.loads(folder.metrics.read_text())
     lines = [f"trained {content['epochs']} epochs in {content['seconds']:.0f} s", ""]
-    for stage, rows in content["figures"].items():
-        lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows), ""]
-        for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
-            lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
+    if content["figures"]:
+        lines.append(figures(content))
     paths = {
         "checkpoints": folder.last,
         "": folder.best,
         "logs": folder.logs,
         "figures": folder.metrics,
+        "report": folder.report,
         "predictions": folder.predictions,
     }
     return "\n".join(lines + [f"{name:<12}{path}" for name, path in paths.items() if path.exists()])
