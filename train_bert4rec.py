@@ -30,7 +30,8 @@ def train(config: Config) -> float | None:
 
     import pytorch_lightning as pl
 
-    from src import report
+    from src import logs, report
+    from src.config import flat_settings
     from src.data.titles import read_titles
     from src.errors import UserError
     from src.run_folder import RunFolder
@@ -56,6 +57,7 @@ def train(config: Config) -> float | None:
     goes_on_here = resume_path is not None and resume_path.resolve().parent == folder.checkpoints.resolve()
     if not goes_on_here and trainer.is_global_zero and (archived := folder.archive()):
         print(f"the earlier run went to {archived}")
+    logs.log_settings(trainer, flat_settings(config))
     started = time.perf_counter()
     trainer.fit(model, data, ckpt_path=resume_path, weights_only=True)
     seconds = time.perf_counter() - started
@@ -145,8 +147,8 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
 
+    from src import logs
     from src.errors import UserError
 
     training = config.training
@@ -161,10 +163,12 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
         callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
         if training.early_stopping:
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
-    if training.scheduler != "none" or training.warmup_steps:
-        callbacks.append(LearningRateMonitor("step"))
+    log_to = logs.loggers(training.logger, folder)
+    if log_to:
+        is_constant = training.scheduler == "none" and not training.warmup_steps
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
     try:
-        return _trainer(training, callbacks, TensorBoardLogger(folder.root, name=folder.logs.name, version=""))
+        return _trainer(training, callbacks, log_to)
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(
             f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
@@ -172,7 +176,7 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
         ) from error
 
 
-def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "Logger") -> "pl.Trainer":
+def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "list[Logger]") -> "pl.Trainer":
     import pytorch_lightning as pl
 
     return pl.Trainer(
@@ -184,7 +188,7 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "
         max_steps=training.max_steps or -1,
         gradient_clip_val=training.gradient_clip,
         callbacks=callbacks,
-        logger=logger,
+        logger=log_to,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own samplers share the rows out
@@ -218,7 +222,8 @@ def finish(
 
     import torch
 
-    from src import report
+    from src import logs, report
+    from src.config import flat_settings
     from src.data import sample
     from src.evaluation.contest import Contest, tables_of
 
@@ -226,6 +231,7 @@ def finish(
     contests: dict[str, Contest] = {}
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
+    name = f"BERT4Rec ({chosen.name})"
     for stage in stages:
         contest = Contest(
             data.evaluation_set(from_end=1 if stage == stages[-1] else 2),
@@ -239,7 +245,7 @@ def finish(
         model.observer = contest.observer()
         evaluate = trainer.validate if stage == "val" else trainer.test
         evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)
-        contest.outcomes[f"BERT4Rec ({chosen.name})"] = model.observer.compute()
+        contest.outcomes[name] = model.observer.compute()
         contests[stage] = contest
     content |= tables_of(contests, config.evaluation.bootstrap)
     if "test" in contests and config.data.generate_sample:
@@ -250,16 +256,19 @@ def finish(
     content |= {"settings": asdict(config), "torch": torch.__version__}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
+        final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}
+        logs.log_end(trainer, flat_settings(config), final, model, data.vocabulary, titles)
         if config.evaluation.report:
             from src.evaluation import html
 
             last = contests[stages[-1]] if stages else None
-            html.write(folder.report, content, html.read_curves(folder.logs), last, data.vocabulary, titles)
+            curves = html.read_curves(folder.logs)
+            html.write(folder.report, content, curves, last, data.vocabulary, titles, flat_settings(config))
         print("\n" + report.closing(folder))
         print("next        python predict_bert4rec.py, with the same overrides")
     if "val" not in contests:
         return None
-    return float(content["figures"]["val"][f"BERT4Rec ({chosen.name})"][config.training.monitor_metric])
+    return float(content["figures"]["val"][name][config.training.monitor_metric])
 
 
 if __name__ == "__main__":

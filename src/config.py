@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
+LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 
 
@@ -139,6 +141,7 @@ class TrainingConfig:
     strategy: str
     precision: str
     resume: Any
+    logger: list[str]
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -189,6 +192,12 @@ class TrainingConfig:
         )
         _require(
             isinstance(self.resume, bool | str), "training.resume", self.resume, "give true, false or a checkpoint path"
+        )
+        _require(
+            set(self.logger) <= set(LOGGERS),
+            "training.logger",
+            list(self.logger),
+            f"choose from {', '.join(LOGGERS)}, or give [] for none",
         )
         _require(
             self.devices == "auto"
@@ -294,6 +303,19 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
         is_section = isinstance(field.type, type) and is_dataclass(field.type)
         keys += known_keys(field.type, name + ".") if is_section else [name]  # type: ignore[arg-type]
     return keys
+
+
+def flat_settings(config: Config) -> dict[str, str]:
+    """Every dotted key with its value as it would be written on the command line."""
+    return {key: value_text(attrgetter(key)(config)) for key in known_keys()}
+
+
+def value_text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(value_text(entry) for entry in value) + "]"
+    return str(value)
 
 
 def unknown_key_message(key: str) -> str:

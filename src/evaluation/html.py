@@ -1,7 +1,7 @@
 """The report of a run: one HTML file with pictures inside, which opens from the disk without a network."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def write(
     contest: Contest | None,
     vocabulary: Vocabulary,
     titles: Titles,
+    settings: Mapping[str, str],
 ) -> None:
     """Write a report that is there whole or not at all.
 
@@ -37,6 +38,7 @@ def write(
         curves: name -> steps and values, from `read_curves`.
         contest: of the last stage, for the examples; its last contestant is the model. None without evaluation.
         titles: names for the items in the examples.
+        settings: dotted key -> value.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -52,7 +54,7 @@ def write(
         beyond=BEYOND,
         slices=_slices(content),
         examples=_examples(contest, vocabulary, titles) if contest else [],
-        settings=_flat(content["settings"]),
+        settings=settings,
     )
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
@@ -79,7 +81,7 @@ def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     if content["figures"]:
         stage, rows = list(content["figures"].items())[-1]
         details = content["details"][stage]
-        name = next(name for name in rows if name.startswith("BERT4Rec"))
+        name = list(details["beyond_accuracy"])[-1]  # the model comes last
         for key, value in rows[name].items():
             metric = key.removeprefix(f"{stage}_")
             ends = details.get("intervals", {}).get(FULL, {}).get(name, {}).get(metric)
@@ -187,22 +189,3 @@ def _examples(contest: Contest, vocabulary: Vocabulary, titles: Titles) -> list[
 
 def _named(tokens: Indices, vocabulary: Vocabulary, titles: Titles) -> list[str]:
     return titles.of(vocabulary.decode(tokens).to_pylist())
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys with their values as text."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, _text(value)))
-    return pairs
-
-
-def _text(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(_text(entry) for entry in value) + "]"
-    return str(value)

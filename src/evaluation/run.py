@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from src import checkpoint, cli, report
-from src.config import Config
+from src.config import Config, flat_settings
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
 from src.data.interactions import Interactions, read_interactions
 from src.data.sequences import Indices, Spans
@@ -54,7 +54,8 @@ def evaluate(config: Config) -> None:
     if not len(held_out.users):
         raise UserError(
             f"{path} has nobody to evaluate: it takes data.min_interactions={config.data.min_interactions}"
-            f" interactions, more than data.holdout={max(1, config.data.holdout)}, and a last item that {checkpoint_path} knows"
+            f" interactions, more than data.holdout={max(1, config.data.holdout)}, and a last item that"
+            f" {checkpoint_path} knows"
         )
     print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
     print(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
@@ -85,7 +86,7 @@ def evaluate(config: Config) -> None:
         from src.evaluation import html
 
         html_path = output_path.with_suffix(".html")
-        html.write(html_path, content, {}, contest, vocabulary, titles)
+        html.write(html_path, content, {}, contest, vocabulary, titles, flat_settings(config))
         print(f"report      {html_path}")
 
 
