@@ -1,5 +1,6 @@
 """Where a run's curves go: TensorBoard and CSV files, MLflow and Weights & Biases where they are installed."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def _logger(name: str, folder: RunFolder) -> Logger:
         if name == "csv":
             return CSVLogger(folder.logs, name="csv")  # a version of its own for each resumption
         if name == "mlflow":
+            if "MLFLOW_TRACKING_URI" not in os.environ:  # files in `mlruns`, which recent versions ask about
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             return MLFlowLogger(experiment_name=PROJECT, run_name=folder.root.name)
         return WandbLogger(project=PROJECT, name=folder.root.name, save_dir=folder.logs)
     except ModuleNotFoundError as error:
@@ -50,10 +53,20 @@ def _logger(name: str, folder: RunFolder) -> Logger:
 
 
 def log_settings(trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
-    """Tell the loggers how the run was configured; TensorBoard gets it with the final figures."""
+    """Tell the loggers how the run was configured; TensorBoard gets it with the final figures.
+
+    Raises:
+        UserError: if a logger cannot reach where it writes to.
+    """
     for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger):
+            continue
+        try:
             logger.log_hyperparams(dict(settings))
+        except Exception as error:  # services fail in ways of their own, before anything is trained
+            raise UserError(
+                f"{type(logger).__name__} cannot start: {error}; mend that or leave it out of training.logger"
+            ) from error
 
 
 def log_end(

@@ -62,7 +62,9 @@ def test_a_logger_that_is_not_installed_is_one_line(name: str, flag: str, tmp_pa
 def test_mlflow_gets_settings_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = pytest.importorskip("mlflow.tracking")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # so that it is put back
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     (logger,) = logs.loggers(["mlflow"], RunFolder(tmp_path / "run a"))
     logs.log_settings(trainer_with([logger]), SETTINGS)
     logger.log_metrics({"train_loss": 2.5}, step=3)
@@ -70,6 +72,13 @@ def test_mlflow_gets_settings_and_curves(tmp_path: Path, monkeypatch: pytest.Mon
     assert run.info.run_name == "run a"
     assert run.data.params == SETTINGS
     assert run.data.metrics == {"train_loss": 2.5}
+
+
+def test_a_logger_that_cannot_start_is_an_error_before_training() -> None:
+    logger = mock.Mock(spec=CSVLogger)
+    logger.log_hyperparams.side_effect = RuntimeError("no api key")
+    with pytest.raises(UserError, match=r"cannot start: no api key; .*training\.logger"):
+        logs.log_settings(trainer_with([logger]), SETTINGS)
 
 
 def test_wandb_writes_offline_below_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

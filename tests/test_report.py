@@ -78,6 +78,13 @@ def test_a_sampled_figure_says_so_in_its_column_and_above_its_table(tmp_path: Pa
     ]
 
 
+def test_intervals_of_the_model_stand_below_its_table(tmp_path: Path) -> None:
+    ends = {"hit@5": [0.2, 0.3], "mrr": [0.11, 0.12345]}
+    details = {"val": {"intervals": {"full": {"a": {}, "b": ends}, "uniform-100": {"b": {}}}}}
+    content = {"figures": {"val": {"a": {"val_hit@5": 0.25}}}, "details": details}
+    assert report.figures(content).splitlines()[-1] == "95% interval: HIT@5 0.2000 to 0.3000, MRR 0.1100 to 0.1235"
+
+
 def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     row = {"val_hit@5": 0.25, "val_mrr": 0.125}
@@ -103,12 +110,14 @@ def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) 
     ]
     folder.best.write_bytes(b"")
     folder.logs.mkdir()
+    folder.report.write_text("")
     folder.predictions.write_text("user,item\n")
-    assert report.closing(folder).splitlines()[-5:] == [
+    assert report.closing(folder).splitlines()[-6:] == [
         f"checkpoints {folder.last}",
         f"            {folder.best}",
         f"logs        {folder.logs}",
         f"figures     {folder.metrics}",
+        f"report      {folder.report}",
         f"predictions {folder.predictions}",
     ]
 

@@ -282,6 +282,42 @@ def test_the_same_seed_gives_identical_weights_and_figures_and_another_does_not(
     assert curve(one.folder, "train_loss") != curve(other.folder, "train_loss")
 
 
+def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item,title\n0012,Twelve & more\n", encoding="utf-8")
+    titles = f"data.items_file={tmp_path / 'items.csv'}"
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "evaluation.report=true", titles)
+    text = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert f"report      {run.folder / 'report.html'}" in run.out
+    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences a second"):
+        assert f'alt="{alt}"' in text
+    assert "Twelve &amp; more" in text
+    assert "training.num_epochs" in text
+    assert f"{metrics(run.folder)['figures']['test']['item-item']['test_mrr']:.4f}" in text
+    nothing = train_here(table, tmp_path / "all", TWO_EPOCHS, "evaluation.report=true", "data.holdout=0")
+    assert 'alt="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: Path) -> None:
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path / 'run'}", *TINY, "data.items_file=no such.csv")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: there is no file no such.csv")
+    assert not (tmp_path / "run").exists()
+
+
+def test_logs_have_rates_throughput_settings_and_embeddings(table: Table, tmp_path: Path) -> None:
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03")
+    assert [value for _, value in curve(run.folder, "lr-Adam")] == pytest.approx([0.03, 0.03])
+    assert all(value > 0 for _, value in curve(run.folder, "sequences_per_second"))
+    final = metrics(run.folder)["figures"]["test"]["BERT4Rec (best.ckpt)"]["test_mrr"]
+    assert curve(run.folder, "final/test_mrr")[0][1] == pytest.approx(final)
+    assert (run.folder / "logs" / "projector_config.pbtxt").is_file()
+    lines = (run.folder / "logs" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"train_loss", "val_ndcg@10", "test_mrr", "sequences_per_second"} <= set(lines[0].split(","))
+    silent = train_here(table, tmp_path / "silent", TWO_EPOCHS, "training.logger=[]", "evaluation.report=true")
+    assert not (silent.folder / "logs").exists()
+    assert "Training loss" not in (silent.folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_early_stopping_stops_after_the_patience_and_only_when_asked(table: Table, tmp_path: Path) -> None:
     still = ("training.num_epochs=5", "training.lr=1e-12")  # so small a step that no rank changes
     stopped = train_here(
