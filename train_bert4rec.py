@@ -166,7 +166,7 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
     log_to = logs.loggers(training.logger, folder)
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
-        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
     try:
         return _trainer(training, callbacks, log_to)
     except (ValueError, TypeError, MisconfigurationException) as error:

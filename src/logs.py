@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from src.batch import TrainStep
@@ -106,6 +107,13 @@ def log_end(
 
 def _cell(text: str) -> str:
     return " ".join(text.split())
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar without the version numbers of the loggers."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class Throughput(pl.Callback):

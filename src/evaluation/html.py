@@ -69,10 +69,13 @@ def read_curves(logs: Path) -> dict[str, plots.Curve]:
         return {}
     events = EventAccumulator(str(logs), size_guidance={"scalars": 2000})
     events.Reload()
-    return {
-        name: ([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
-        for name in events.Tags()["scalars"]
-    }
+    found: dict[str, plots.Curve] = {}
+    for name in events.Tags()["scalars"]:
+        by_step: dict[int, float] = {}
+        for event in events.Scalars(name):
+            by_step.setdefault(event.step, event.value)  # the closing evaluation logs at the last step once more
+        found[name] = (list(by_step), list(by_step.values()))
+    return found
 
 
 def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -151,11 +154,10 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     stage = list(content["figures"])[-1]
     found = []
     for by, groups in content["details"][stage]["slices"].items():
-        metrics = list(next(iter(groups[0]["figures"].values())))
-        shown = next((metric for metric in metrics if metric.startswith("ndcg")), metrics[0])
-        title = f"{shown.upper()} by {SLICES[by]}"
-        picture = plots.bars(groups, shown, title, SLICES[by])
-        found.append({"title": title, "picture": picture, "unit": SLICES[by], "groups": groups, "metrics": metrics})
+        *_, hit, ndcg, _ = next(iter(groups[0]["figures"].values()))  # of the last K
+        title = f"{ndcg.upper()} by {SLICES[by]}"
+        picture = plots.bars(groups, ndcg, title, SLICES[by])
+        found.append({"title": title, "picture": picture, "unit": SLICES[by], "groups": groups, "metrics": [hit, ndcg]})
     return found
 
 

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 STYLE = {
@@ -27,6 +27,8 @@ STYLE = {
     "axes.prop_cycle": mpl.cycler(color=["#9aa5b1", "#d98e32", "#2f6fb0", "#4c9f70", "#8e5ea2"]),  # type: ignore[attr-defined]
 }
 
+COLOURS = {"train_loss": "#d98e32", "val_hit": "#4c9f70", "val_ndcg": "#2f6fb0", "val_mrr": "#8e5ea2"}
+
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
@@ -35,7 +37,13 @@ def curves(by_name: Mapping[str, Curve], title: str) -> str:
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = _figure(title)
         for name, (steps, values) in by_name.items():
-            axes.plot(steps, values, marker="." if len(steps) < 60 else None, label=name, color=_colour(name))
+            axes.plot(
+                steps,
+                values,
+                marker="." if len(steps) < 60 else None,
+                label=name,
+                color=COLOURS.get(name.split("@")[0]),
+            )
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(by_name) > 1:
@@ -51,6 +59,9 @@ def histogram(amounts: NDArray[np.int64], title: str, unit: str) -> str:
         edges = np.unique(np.geomspace(low, high, 25).round())
         axes.hist(np.clip(amounts, low, None), bins=edges.tolist(), color="#2f6fb0")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(unit)
         return _uri(figure)
 
@@ -66,7 +77,7 @@ def bars(groups: Sequence[Mapping[str, Any]], metric: str, title: str, unit: str
             axes.bar(np.arange(len(groups)) + (place - (len(names) - 1) / 2) * width, heights, width, label=name)
         axes.set_xticks(range(len(groups)), [group["label"] for group in groups])
         axes.set_xlabel(unit)
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
         return _uri(figure)
 
 
@@ -75,10 +86,6 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10)
     return figure, axes
-
-
-def _colour(name: str) -> str:
-    return "#d98e32" if "loss" in name else {"val_hit": "#4c9f70"}.get(name.split("@")[0], "#2f6fb0")
 
 
 def _uri(figure: Figure) -> str:
