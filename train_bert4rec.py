@@ -43,6 +43,8 @@ def train(config: Config) -> float | None:
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
     print(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    if config.auto:
+        config = size_by_data(config, data)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
         print(
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
@@ -89,6 +91,26 @@ def build_data(config: Config) -> "BERT4RecDataModule":
         generate_sample=config.data.generate_sample,
         seed=config.seed,
     )
+
+
+def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
+    """Choose what `experiment=auto` leaves open, say why, and let the data module know."""
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+
+    from src import auto
+
+    on_gpu = config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    config, reasons = auto.choose(
+        config,
+        data.summary["train_users"],
+        data.num_items,
+        auto.given_keys(HydraConfig.get().overrides.task),
+        auto.free_memory(torch.device("cuda" if on_gpu else "cpu")),
+    )
+    print(reasons)
+    data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
+    return config
 
 
 def build_model(config: Config, num_items: int) -> "BERT4Rec":

@@ -252,6 +252,7 @@ class InferenceConfig:
 @dataclass
 class Config:
     seed: int
+    auto: bool
     output_dir: str
     data: DataConfig
     model: ModelConfig

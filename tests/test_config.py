@@ -85,6 +85,7 @@ SPEC = {
 }
 ADDED = {
     "seed": 42,
+    "auto": False,
     "output_dir": "saved/bert4rec",
     "data.generate_sample": False,
     "data.items_file": None,
@@ -176,6 +177,7 @@ def seed_preset(data_file: str, max_len: int, dropout: float) -> dict[str, Any]:
 
 # Everything in which each preset differs from the defaults.
 EXPECTED: dict[str, dict[str, Any]] = {
+    "auto": {"auto": True},
     "small": sizes(32, 2, 2, 30),
     "medium": sizes(64, 4, 3, 50),
     "large": sizes(128, 8, 4, 200),

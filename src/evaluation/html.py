@@ -69,13 +69,10 @@ def read_curves(logs: Path) -> dict[str, plots.Curve]:
         return {}
     events = EventAccumulator(str(logs), size_guidance={"scalars": 2000})
     events.Reload()
-    found: dict[str, plots.Curve] = {}
-    for name in events.Tags()["scalars"]:
-        by_step: dict[int, float] = {}
-        for event in events.Scalars(name):
-            by_step.setdefault(event.step, event.value)  # the closing evaluation logs at the last step once more
-        found[name] = (list(by_step), list(by_step.values()))
-    return found
+    return {
+        name: ([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
+        for name in events.Tags()["scalars"]
+    }
 
 
 def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -118,9 +115,18 @@ def _curve_plots(curves: Mapping[str, plots.Curve]) -> list[tuple[str, str]]:
         "Learning rate": [name for name in curves if name.startswith("lr")],
         "Training sequences a second": [name for name in curves if name == "sequences_per_second"],
     }
+    last = curves["train_loss"][0][-1] if "train_loss" in curves else float("inf")
     return [
-        (plots.curves({name: curves[name] for name in names}, title), title) for title, names in wanted.items() if names
+        (plots.curves({name: _until(curves[name], last) for name in names}, title), title)
+        for title, names in wanted.items()
+        if names
     ]
+
+
+def _until(curve: plots.Curve, last: float) -> plots.Curve:
+    """A curve without what the closing evaluation of the best checkpoint logs after training's last step."""
+    kept = [(step, value) for step, value in zip(*curve, strict=True) if step <= last]
+    return [step for step, _ in kept], [value for _, value in kept]
 
 
 def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
