@@ -25,6 +25,11 @@ PATH_KEYS = (
     "training.resume",
     "inference.checkpoint_path",
     "inference.output_path",
+    "inference.users",
+    "inference.history",
+    "inference.candidates",
+    "inference.exclude",
+    "inference.export",
 )
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -218,6 +218,11 @@ class EvaluationConfig:
 class InferenceConfig:
     checkpoint_path: str | None
     output_path: str | None
+    users: str | None
+    history: str | None
+    candidates: str | None
+    exclude: str | None
+    export: str | None
     topk: int
     exclude_seen: bool
     with_scores: bool
@@ -225,6 +230,12 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(1, inference__topk=self.topk, inference__batch_size=self.batch_size)
+        _require(
+            self.export is None or self.export.endswith(".onnx"),
+            "inference.export",
+            self.export,
+            "give the name of a file that ends in .onnx",
+        )
 
 
 @dataclass

@@ -96,6 +96,7 @@ class BERT4Rec(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.topk = list(topk)
         self.predict_topk = 10
+        self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         self.network = Network(
             num_items,
             hidden_units,
@@ -222,9 +223,15 @@ class BERT4Rec(pl.LightningModule):
         """Users [B], in order, with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
         users = torch.cat([part.users for part in batch])
         order = users.argsort()
-        lists = [ranking.top_k(self.candidate_scores(part), self.predict_topk) for part in batch]
+        lists = [self._best(part) for part in batch]
         items, scores = (torch.cat(tensors)[order] for tensors in zip(*lists, strict=True))
         return users[order], items, scores
+
+    def _best(self, batch: PredictBatch) -> tuple[Tensor, Tensor]:
+        scores = self.candidate_scores(batch)
+        if self.predict_barred is not None:
+            scores.masked_fill_(self.predict_barred.to(scores.device), ranking.EXCLUDED)
+        return ranking.top_k(scores, self.predict_topk)
 
     @torch.inference_mode()
     def predict(
