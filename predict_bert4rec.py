@@ -47,6 +47,12 @@ def predict(config: Config) -> None:
     if folder.metrics.exists():
         print("\n" + report.closing(folder))
     print(f"\n{rows:,} rows for {len(interactions.user_ids):,} users: {output_path}")
+    steps = {
+        "more, scored": cli.command("predict", "inference.topk=20", "inference.with_scores=true"),
+        "new users": cli.command("predict", "inference.history=FILE"),
+        "a service": cli.command("predict", f"inference.export={folder.root / 'model.onnx'}"),
+    }
+    print(report.next_steps(steps))
 
 
 def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:

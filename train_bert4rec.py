@@ -3,6 +3,7 @@
 python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -144,7 +145,9 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    from src import sweep
     from src.errors import UserError
+    from src.pruning import Pruning
 
     training = config.training
     save: dict[str, Any] = {
@@ -160,6 +163,8 @@ def build_trainer(config: Config, folder: "RunFolder") -> "pl.Trainer":
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
     if training.scheduler != "none" or training.warmup_steps:
         callbacks.append(LearningRateMonitor("step"))
+    if (trial := sweep.current_trial()) is not None:
+        callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     try:
         return _trainer(training, callbacks, TensorBoardLogger(folder.root, name=folder.logs.name, version=""))
     except (ValueError, TypeError, MisconfigurationException) as error:
@@ -214,7 +219,7 @@ def finish(
 
     import torch
 
-    from src import baselines, ranking, report
+    from src import baselines, ranking, report, sweep
     from src.data import sample
 
     topk = list(config.evaluation.topk)
@@ -243,8 +248,22 @@ def finish(
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
         print("\n" + report.closing(folder))
-        print("next        python predict_bert4rec.py, with the same overrides")
+        if not sweep.is_running():  # a sweep has a closing of its own
+            print(next_steps(config, folder, chosen))
     return monitored
+
+
+def next_steps(config: Config, folder: "RunFolder", chosen: "Path") -> str:
+    """What to run next, ready to be pasted."""
+    from src import report
+
+    steps = {"recommend": cli.command("predict")}
+    if chosen == folder.best:
+        steps["of the best"] = cli.command("predict", f"inference.checkpoint_path={folder.best}")
+    steps["curves"] = f"tensorboard --logdir {shlex.quote(str(folder.logs))}"
+    epochs = f"training.num_epochs={2 * config.training.num_epochs}"
+    steps["longer"] = cli.command("train", "training.resume=true", epochs, keeps_all=True)
+    return report.next_steps(steps)
 
 
 if __name__ == "__main__":
