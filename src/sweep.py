@@ -245,29 +245,35 @@ def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
     except ImportError:
         return "needs matplotlib: pip install -e '.[sweep]'"
     shown = [record for record in records if record.value is not None]
     if not shown:
         return "none: no run has a result"
-    figure = Figure(figsize=(3.2 * (1 + len(varied)), 3.2), layout="constrained")
-    axes = figure.subplots(1, 1 + len(varied), sharey=True, squeeze=False)[0]
-    colours = ["tab:blue" if record.state == "done" else "tab:gray" for record in shown]
+    columns = min(3, 1 + len(varied))
+    figure = Figure(figsize=(4.0 * columns, 3.2 * math.ceil((1 + len(varied)) / columns)), layout="constrained")
+    axes = figure.subplots(math.ceil((1 + len(varied)) / columns), columns, sharey=True, squeeze=False).flatten()
     figures = [record.value for record in shown if record.value is not None]
+    runs = [record.number for record in shown]
     best = [max(figures[: place + 1]) for place in range(len(figures))]
-    axes[0].plot(
-        [record.number for record in shown], best, color="tab:orange", drawstyle="steps-post", label="best so far"
-    )
-    axes[0].scatter([record.number for record in shown], figures, c=colours)
-    axes[0].set(xlabel="run", ylabel=records[0].monitor)
-    axes[0].legend()
-    for axis, key in zip(axes[1:], varied, strict=True):
-        values = [_settings(record).get(key, "") for record in shown]
+    axes[0].plot(runs, best, color="tab:orange", drawstyle="steps-post", label="best so far")
+    for axis, name in zip(axes, ["run", *varied], strict=False):
+        values = [str(r.number) if name == "run" else _settings(r).get(name, "") for r in shown]
         numbers = _numbers(values)
-        axis.scatter(values if numbers is None else numbers, figures, c=colours)
-        if numbers is not None and min(numbers) > 0 and max(numbers) / min(numbers) > 5:
+        if numbers is not None and min(numbers) > 0 and max(numbers) / min(numbers) > 5 and name != "run":
             axis.set_xscale("log")
-        axis.set(xlabel=key)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        for state, colour in (("done", "tab:blue"), ("stopped", "tab:gray")):
+            places = [place for place, record in enumerate(shown) if record.state == state]
+            if places:
+                across = [values[place] if numbers is None else numbers[place] for place in places]
+                axis.scatter(across, [figures[place] for place in places], color=colour, label=state)
+        axis.set_xlabel(name)
+    figure.supylabel(records[0].monitor)
+    axes[0].legend()
+    for axis in axes[1 + len(varied) :]:
+        axis.set_visible(False)
     figure.savefig(path, dpi=120)
     return str(path)
 

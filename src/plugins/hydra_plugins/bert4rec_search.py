@@ -56,7 +56,7 @@ class SearchSweeper(Sweeper):
             raise UserError(
                 f"hydra.sweeper.n_trials={self.n_trials}, n_jobs={self.n_jobs}: give whole numbers of at least 1"
             )
-        given = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        given = [f"{key!s}={value}" for key, value in self.params.items()] + arguments
         overrides = {str(o.key_or_group): o for o in OverridesParser.create().parse_overrides(given)}
         fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
         space = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
