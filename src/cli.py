@@ -98,9 +98,8 @@ def check_words(words: list[str]) -> None:
             raise UserError(f"{word}: give a plain folder; each run of a sweep has one of its own in it, sweep/NUMBER")
         if word.endswith((".csv", ".tsv", ".parquet", ".gz", ".zst")) and "=" not in word:
             folder, file = os.path.split(word)
-            raise UserError(
-                f"{word} is no setting: name a table with data.data_dir={folder or '.'} data.data_file={file}"
-            )
+            named = shlex.join([f"data.data_dir={folder or '.'}", f"data.data_file={file}"])
+            raise UserError(f"{word} is no setting: name a table with {named}")
 
 
 def command(name: str, *overrides: str, keeps_all: bool = False) -> str:

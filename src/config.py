@@ -310,6 +310,13 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def is_whole_number(key: str) -> bool:
+    """Whether a setting takes whole numbers alone."""
+    section, _, name = key.rpartition(".")
+    schema = next((field.type for field in fields(Config) if field.name == section), Config)
+    return any(field.name == name and field.type is int for field in fields(schema))  # type: ignore[arg-type]
+
+
 # What other programs call a setting of ours.
 ALIASES = {
     "learning_rate": "training.lr",

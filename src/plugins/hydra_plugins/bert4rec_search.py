@@ -1,5 +1,6 @@
 """The sweeper behind `sweep=search`; it stands where Hydra looks for plugins."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from src import sweep
+from src.config import is_whole_number
 from src.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,8 +93,8 @@ def _distribution(override: Override) -> "optuna.distributions.BaseDistribution"
         low, high, is_log = value.start, value.end, "log" in value.tags
         assert low is not None
         assert high is not None
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log=is_log)
+        if is_whole_number(str(override.key_or_group)):  # Hydra itself reads every interval as one of floats
+            return IntDistribution(math.ceil(low), math.floor(high), log=is_log)
         return FloatDistribution(low, high, log=is_log)
     if isinstance(value, RangeSweep) and not value.shuffle:
         assert value.start is not None
