@@ -52,7 +52,7 @@ def text(script: str, summary: str, words: Sequence[str] = ()) -> str:
         words: show only the settings in which one of them occurs.
     """
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    shown = [s for s in settings() if not words or any(word in s.key or word in s.meaning for word in words)]
+    shown = [setting for setting in settings() if not words or any(_mentions(setting, word) for word in words)]
     if words and not shown:
         return f"no setting has {' or '.join(words)} in its name or meaning: python {script} --help lists all"
     lines = []
@@ -170,6 +170,11 @@ def _type_name(key: str, annotation: Any) -> str:
     if key in PATH_KEYS:
         name = "a path"
     return name
+
+
+def _mentions(setting: Setting, word: str) -> bool:
+    """Whether the key has the word in it, or the meaning has one that begins with it."""
+    return word in setting.key or re.search(rf"\b{re.escape(word)}", setting.meaning, re.IGNORECASE) is not None
 
 
 def _section(setting: Setting) -> str:

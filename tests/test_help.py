@@ -80,6 +80,8 @@ def test_a_word_narrows_it(tmp_path: Path) -> None:
     shown = help.text("train_bert4rec.py", "", ["dropout"])
     assert "model.dropout_rate=0.3" in shown
     assert "data.batch_size" not in shown
+    assert help.text("train_bert4rec.py", "", ["lr"]).startswith("  training.lr=0.0015\n")
+    assert "already" not in help.text("train_bert4rec.py", "", ["lr"])
     assert help.text("train_bert4rec.py", "", ["zzz"]).startswith("no setting has zzz")
 
 

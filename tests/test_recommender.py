@@ -1,4 +1,4 @@
-"""Recommendations from Python: the same lists as the model's own `predict`, in the ids of the table, from any thread."""
+"""Recommendations from Python: the lists of the model's own `predict`, in the ids of the table, from any thread."""
 
 import math
 import subprocess
