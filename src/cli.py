@@ -72,8 +72,9 @@ def run(task: Callable[[Config], float | None]) -> None:
 def print_help(task: Callable[[Config], float | None]) -> None:
     from src import help
 
-    script = Path(sys.argv[0]).name
-    summary = (sys.modules[task.__module__].__doc__ or "").partition("\n")[0]
+    module = sys.modules[task.__module__]
+    script = Path(str(module.__file__)).name
+    summary = (module.__doc__ or "").partition("\n")[0]
     try:
         print(help.text(script, summary, [word for word in sys.argv[1:] if not word.startswith("-")]), flush=True)
     except BrokenPipeError:  # `--help | head` has seen enough
