@@ -184,4 +184,4 @@ def first_few(ids: "pa.StringArray") -> str:
 
 
 if __name__ == "__main__":
-    cli.run(predict)
+    cli.run(predict, can_sweep=False)

@@ -31,7 +31,7 @@ def train(config: Config) -> float | None:
     import pytorch_lightning as pl
 
     from src import report
-    from src.errors import UserError
+    from src.errors import StoppedError
     from src.run_folder import RunFolder
 
     cli.quiet()
@@ -58,7 +58,7 @@ def train(config: Config) -> float | None:
     trainer.fit(model, data, ckpt_path=resume_path, weights_only=True)
     seconds = time.perf_counter() - started
     if trainer.interrupted or trainer.received_sigterm:
-        raise UserError(f"training was stopped at epoch {trainer.current_epoch}: go on with training.resume=true")
+        raise StoppedError(f"training was stopped at epoch {trainer.current_epoch}: go on with training.resume=true")
     return finish(config, folder, trainer, model, data, seconds)
 
 

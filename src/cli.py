@@ -26,7 +26,7 @@ from src.errors import UserError
 _words: list[str] = []
 
 
-def run(task: Callable[[Config], float | None]) -> None:
+def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
     """Compose `configs/bert4rec.yaml` with the command line's overrides and hand it to `task`.
 
     With -m, `task` is called once for each run of the sweep, with an output folder of its own.
@@ -60,6 +60,8 @@ def run(task: Callable[[Config], float | None]) -> None:
 
     try:
         check_words(_words)
+        if is_sweep and not can_sweep:
+            raise UserError("-m is for training: this script runs once, for one checkpoint")
         entry()
         if is_sweep:
             sweep.raise_if_all_failed()

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import PATH_KEYS, Config, parse
-from src.errors import UserError
+from src.errors import StoppedError, UserError
 from src.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
             raise UserError("data.holdout=0 leaves nothing to compare the runs of a sweep by: use data.holdout=1 or 2")
         value = task(replace(config, output_dir=str(folder)))
         state = "stopped" if was_stopped_early(folder) else "done"
+    except StoppedError as error:
+        print(f"error: {error}; the sweep ends with it", file=sys.stderr)
+        sys.exit(1)  # a launcher would go on to the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
         print(f"error: {note}", file=sys.stderr, flush=True)
@@ -175,15 +178,16 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     if not records:
         return "no run of the sweep has ended"
     varied = varied_settings(records)
+    monitor = _monitor(records)
     ranked = sorted(records, key=lambda record: -math.inf if record.value is None else record.value, reverse=True)
-    heads = ["run", records[0].monitor, "state", "seconds", *(key.rpartition(".")[2] for key in varied)]
+    heads = ["run", monitor, "state", "seconds", *(key.rpartition(".")[2] for key in varied)]
     rows = [
         [str(r.number), "" if r.value is None else f"{r.value:.4f}", r.state, f"{r.seconds:.0f}", *_values(r, varied)]
         for r in ranked
     ]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
-    write_csv(folder / "sweep.csv", ["run", records[0].monitor, "state", "seconds", *varied], rows)
+    write_csv(folder / "sweep.csv", ["run", monitor, "state", "seconds", *varied], rows)
     best = ranked[0]
     lines = ["", f"{len(records)} runs, best first", *lines, ""]
     if best.value is not None:
@@ -212,6 +216,11 @@ def varied_settings(records: Sequence[Record]) -> list[str]:
         for key, value in _settings(record).items():
             seen.setdefault(key, set()).add(value)
     return [key for key, values in seen.items() if len(values) > 1]
+
+
+def _monitor(records: Sequence[Record]) -> str:
+    """What the runs are compared by; one with settings that cannot be does not know it."""
+    return next((record.monitor for record in records if record.monitor), "value")
 
 
 def _settings(record: Record) -> dict[str, str]:
@@ -270,7 +279,7 @@ def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
                 across = [values[place] if numbers is None else numbers[place] for place in places]
                 axis.scatter(across, [figures[place] for place in places], color=colour, label=state)
         axis.set_xlabel(name)
-    figure.supylabel(records[0].monitor)
+    figure.supylabel(_monitor(records))
     axes[0].legend()
     for axis in axes[1 + len(varied) :]:
         axis.set_visible(False)

@@ -1,8 +1,12 @@
 """The exported graph in onnxruntime gives the items that the model gives, whatever the batch and the length."""
 
+import ast
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,6 +73,22 @@ def test_what_a_caller_needs_to_know_stands_beside_it(folder: Path) -> None:
     content = json.loads((folder / "m.json").read_text(encoding="utf-8"))
     assert content == {"max_len": MAX_LEN, "topk": TOPK, "items": IDS, "most_popular": IDS[:-6:-1]}
     assert sorted(path.name for path in folder.iterdir()) == ["m.json", "m.onnx"]
+
+
+def test_the_serving_example_of_the_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs onnxruntime and numpy alone, and gives what the recommender gives."""
+    document = (Path(__file__).parents[1] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    [example] = [part for part in re.findall(r"^```python\n(.*?)^```", document, re.S | re.M) if "onnxruntime" in part]
+    assert len(example.splitlines()) <= 25
+    imports = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in imports] == ["import json", "import numpy as np", "import onnxruntime"]
+    for end in ("onnx", "json"):
+        shutil.copy(folder / f"m.{end}", folder.parent / f"model.{end}")
+    monkeypatch.chdir(folder.parent)
+    namespace: dict[str, Any] = {}
+    exec(example, namespace)
+    for history in (["12"], ["été", "0012", "unheard of"], ["item 3"] * 9, []):
+        assert [namespace["recommend"](history)] == Recommender(MODEL.network, VOCABULARY).recommend([history], TOPK)
 
 
 def test_the_list_is_no_longer_than_the_catalogue() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from predict_bert4rec import predict
 from src import sweep
 from src.cli import CONFIGS
 from tests.scripts.conftest import TINY, Outcome, Table, call, compose, launch
@@ -148,6 +149,25 @@ def test_a_run_that_falls_behind_is_stopped(table: Table, tmp_path: Path, monkey
     study = sweep.open_study(tmp_path / "sweep")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
     assert [len(trial.intermediate_values) for trial in study.trials] == [4, 4, 1]
+
+
+def test_a_run_that_is_told_to_stop_ends_the_sweep(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytorch_lightning.Trainer.received_sigterm", property(lambda trainer: True))
+    outcome = sweep_here(table, tmp_path, "training.lr=0.001,0.01,0.02")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: training was stopped at epoch 2")
+    assert outcome.err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+
+
+def test_prediction_does_not_sweep_and_leaves_the_sweep_of_the_training(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    words = ("-m", *table.overrides, f"output_dir={tmp_path}", "inference.topk=1,2")
+    outcome = call(predict, *words, can_sweep=False)
+    assert (outcome.code, outcome.err) == (1, "error: -m is for training: this script runs once, for one checkpoint\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml")))
