@@ -33,7 +33,7 @@ def test_rows_are_grouped_by_user_and_sorted_by_time(tmp_path: Path) -> None:
     assert interactions.offsets.tolist() == [0, 3, 5]
     assert interactions.lengths.tolist() == [3, 2]
     assert interactions.has_time
-    assert interactions.items.dtype == interactions.offsets.dtype == "int64"
+    assert (interactions.items.dtype, interactions.offsets.dtype) == ("int32", "int64")
 
 
 def test_ids_stay_text(tmp_path: Path) -> None:
