@@ -17,9 +17,11 @@ def predict(config: Config) -> None:
 
     from src import checkpoint, report
     from src.data.batching import TOKENS_PER_PART, HistorySet, OrderedBatches
-    from src.data.interactions import read_interactions
+    from src.data.download import fetch
     from src.data.prediction_writer import PredictionWriter
+    from src.data.prepared import load_interactions
     from src.data.sequences import encode
+    from src.data.table import TableOptions
     from src.run_folder import RunFolder
 
     settings = config.inference
@@ -27,10 +29,13 @@ def predict(config: Config) -> None:
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
     output_path = Path(settings.output_path or folder.predictions).expanduser()
     model, vocabulary = checkpoint.load(checkpoint_path)
-    interactions = read_interactions(Path(config.data.data_dir).expanduser() / config.data.data_file)
+    if config.data.download:
+        fetch(config.data.download, config.data.path.parent, config.data.download_url)
+    options = TableOptions(**config.data.table_options)
+    interactions = load_interactions(config.data.path, options, folder.cache if config.data.cache else None)
     sequences, dropped = encode(interactions, vocabulary)
     histories = sequences.histories
-    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    print("\n".join([*interactions.notes, f"model       {checkpoint_path}, {len(vocabulary):,} items"]))
     print(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
     if dropped.any():
         unknown = interactions.item_ids.filter(dropped > 0)

@@ -1,9 +1,9 @@
 """One file of a table, whatever its format and names, as columns of ids, times and ratings.
 
-Arrow reads a clean file in one go. Only where something is wrong is the file read again, as text, to say which rows are
-at fault and why, or to leave them out. pyarrow was chosen over polars and duckdb because it is here already (pandas'
-strings and the vocabulary are made of it), and because ids come out of its CSV and Parquet readers as indices into their
-distinct values, which is what sequences are made of.
+Arrow reads a clean file in one go. Only where something is wrong is the file read again, as text, to say which rows
+are at fault and why, or to leave them out. pyarrow rather than polars or duckdb, because ids come out of its readers as
+indices into their distinct values, which is what sequences are made of, and because it is here already: the vocabulary
+and pandas' strings are made of it.
 """
 
 import csv
@@ -27,14 +27,17 @@ from numpy.typing import NDArray
 from src.data.files import Source
 from src.errors import UserError
 
-KNOWN_NAMES = {  # in small letters, without what RecBole writes behind a colon; the first of a list that is there is taken
-    "user": ("user", "user_id", "userid", "uid", "reviewerid", "reviewer_id", "customer_id", "customerid")
-    + ("visitor_id", "visitorid", "session_id", "sessionid", "session"),
-    "item": ("item", "item_id", "itemid", "iid", "movie_id", "movieid", "product_id", "productid", "parent_asin", "asin")
-    + ("article_id", "articleid", "book_id", "bookid", "track_id", "trackid", "business_id", "video_id", "news_id"),
-    "time": ("time", "timestamp", "unix_timestamp", "unixreviewtime", "ts", "datetime", "date", "event_time")
-    + ("created_at", "t_dat"),
-    "rating": ("rating", "ratings", "overall", "stars", "score"),
+# In small letters, without what RecBole writes behind a colon; the first of a line that is there is taken.
+KNOWN_NAMES = {
+    role: names.split()
+    for role, names in {
+        "user": "user user_id userid uid reviewerid reviewer_id customer_id customerid visitor_id visitorid"
+        " session_id sessionid session",
+        "item": "item item_id itemid iid movie_id movieid product_id productid parent_asin asin article_id articleid"
+        " book_id bookid track_id trackid business_id video_id news_id",
+        "time": "time timestamp unix_timestamp unixreviewtime ts datetime date event_time created_at t_dat",
+        "rating": "rating ratings overall stars score",
+    }.items()
 }
 DELIMITERS = ("::", "\t", ",", ";", "|", " ")
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
@@ -194,15 +197,19 @@ def _read_text(source: Source, options: TableOptions, ids: Sequence[str]) -> Par
     layout = _find_layout(source, options, ids)
     content = _one_letter_between(source.content, layout.delimiter, source.path)
     has_quotes = len(layout.delimiter) == 1 and _has(content, b'"')
-    table, bad, row_numbers = None, [], None
+    table, row_numbers = None, None
+    bad: list[BadRow] = []
     try:
         table = _parse(content, layout, options, has_quotes)
+        if has_quotes and len(table) + layout.has_header != _count_lines(content):
+            table = None  # a line break within a field, perhaps
     except (pa.ArrowInvalid, UnicodeError):
         pass  # the second look says where
     except (pa.ArrowException, LookupError, OSError) as error:
         raise UserError(f"{source.path} cannot be read as CSV: {_one_line(error)}") from error
-    if has_quotes:
-        _check_quotes(source, content, layout, options, len(table) if table is not None else 0)
+    if table is None and has_quotes:
+        _check_quotes(source.path, content, layout, options)
+        table = _parse_with_line_breaks(content, layout, options)
     if table is None or not _is_clean(table):
         table, bad, row_numbers = _parse_as_text(source.path, content, layout, options, has_quotes)
     if len(table) == 0 and not bad:
@@ -246,6 +253,7 @@ def _find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> L
 
 def _first_lines(source: Source, encoding: str) -> list[str]:
     """Lines that are not empty, 20 at most and none that is cut off."""
+    assert source.content is not None
     start = bytes(source.content[:SNIFFED])
     if encoding == "utf-8" and start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{source.path} is UTF-16: say so with data.encoding=utf-16")
@@ -279,6 +287,19 @@ def _has(content: pa.Buffer, letter: bytes) -> bool:
     return any((letters[start : start + BLOCK] == letter[0]).any() for start in range(0, len(letters), BLOCK))
 
 
+def _is_ascii(content: pa.Buffer) -> bool:
+    words = np.frombuffer(content, np.uint64, len(content) // 8)
+    high_bits = int(np.bitwise_or.reduce(words)) & 0x8080808080808080
+    return not high_bits and bytes(content[len(words) * 8 :]).isascii()
+
+
+def _count_lines(content: pa.Buffer) -> int:
+    letters = np.frombuffer(content, np.uint8)
+    starts = range(0, len(letters), BLOCK)
+    breaks = sum(int(np.count_nonzero(letters[start : start + BLOCK] == 10)) for start in starts)
+    return breaks + int(letters[-1] != 10)
+
+
 def _count(content: pa.Buffer, letter: bytes) -> int:
     letters = np.frombuffer(content, np.uint8)
     starts = range(0, len(letters), BLOCK)
@@ -286,11 +307,21 @@ def _count(content: pa.Buffer, letter: bytes) -> int:
 
 
 def _parse(
-    content: pa.Buffer, layout: Layout, options: TableOptions, has_quotes: bool, as_text: Any = None
+    content: pa.Buffer,
+    layout: Layout,
+    options: TableOptions,
+    has_quotes: bool,
+    has_line_breaks: bool = False,
+    as_text: Any = None,
 ) -> pa.Table:
-    """The wanted columns, named by their roles. With `as_text`, a handler of malformed rows, all as raw text."""
-    types = {role: TEXT for role in layout.columns} if as_text else {role: IDS for role in ("user", "item")}
-    types = {layout.columns[role]: kind for role, kind in types.items() if role in layout.columns}
+    """The wanted columns, named by their roles. With `as_text`, a handler of malformed rows, all as raw text.
+
+    Arrow finds its blocks sooner if it may cut the text at every line break, so that `has_line_breaks`, within fields,
+    is said only where it is so.
+    """
+    types = {
+        name: TEXT if as_text else IDS for role, name in layout.columns.items() if as_text or role in ("user", "item")
+    }
     table = pyarrow.csv.read_csv(
         pa.BufferReader(content),
         read_options=pyarrow.csv.ReadOptions(
@@ -302,21 +333,28 @@ def _parse(
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=layout.delimiter if len(layout.delimiter) == 1 else SEPARATOR,
             quote_char='"' if has_quotes else False,
-            newlines_in_values=has_quotes,
+            newlines_in_values=has_line_breaks,
             invalid_row_handler=as_text,
         ),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(layout.columns.values())),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=types,
+            include_columns=list(layout.columns.values()),
+            check_utf8=not (options.encoding == "utf-8" and _is_ascii(content)),
+        ),
     )
     return table.rename_columns(list(layout.columns))
 
 
-def _check_quotes(source: Source, content: pa.Buffer, layout: Layout, options: TableOptions, rows: int) -> None:
-    """Arrow takes a quote that is never closed for one field to the end of the file: whoever reads lines must not."""
-    if rows and _count(content, b"\n") <= rows + layout.has_header:
-        return  # no line break stands in a field
-    text = io.TextIOWrapper(
-        io.BufferedReader(pa.BufferReader(content)), options.encoding, errors="replace", newline=""
-    )
+def _parse_with_line_breaks(content: pa.Buffer, layout: Layout, options: TableOptions) -> pa.Table | None:
+    try:
+        return _parse(content, layout, options, has_quotes=True, has_line_breaks=True)
+    except (pa.ArrowInvalid, UnicodeError):
+        return None  # the second look says where
+
+
+def _check_quotes(path: Path, content: pa.Buffer, layout: Layout, options: TableOptions) -> None:
+    """Arrow takes a quote that is never closed for one field to the end of the file, and would lose the rows in it."""
+    text = io.TextIOWrapper(io.BufferedReader(pa.BufferReader(content)), options.encoding, errors="replace", newline="")
     reader = csv.reader(text, delimiter=layout.delimiter, strict=True)
     row = -int(layout.has_header)
     previous = csv.field_size_limit(2**31 - 1)
@@ -325,8 +363,8 @@ def _check_quotes(source: Source, content: pa.Buffer, layout: Layout, options: T
             row += bool(fields)
     except csv.Error as error:
         raise UserError(
-            f"{source.path} has a quote in data row {row + 1} that is not closed where its field ends"
-            f" ({_one_line(error)}): write \" within quotes as \"\", or take the quotes out"
+            f"{path} has a quote in data row {row + 1} that is not closed where its field ends"
+            f' ({_one_line(error)}): write " within quotes as "", or take the quotes out'
         ) from error
     finally:
         csv.field_size_limit(previous)
@@ -344,7 +382,7 @@ def _parse_as_text(
         return "skip"
 
     try:
-        table = _parse(content, layout, options, has_quotes, as_text=skip)
+        table = _parse(content, layout, options, has_quotes, has_line_breaks=has_quotes, as_text=skip)
     except UnicodeError as error:
         raise UserError(
             f"{path} is not {options.encoding} ({_one_line(error)}): name its encoding, such as data.encoding=cp949"
@@ -371,7 +409,10 @@ def _read_parquet(source: Source, options: TableOptions, ids: Sequence[str]) -> 
         ) as file:
             batches = [
                 pa.RecordBatch.from_arrays(
-                    [_as_ids(batch[name], path, name) if role in ids else batch[name] for role, name in columns.items()],
+                    [
+                        _as_ids(batch[name], path, name) if role in ids else batch[name]
+                        for role, name in columns.items()
+                    ],
                     names=list(columns),
                 )
                 for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(columns.values()))
@@ -394,7 +435,7 @@ def _read_parquet(source: Source, options: TableOptions, ids: Sequence[str]) -> 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _as_ids(column: pa.Array, path: Path, name: str) -> pa.DictionaryArray:
@@ -452,7 +493,10 @@ def _is_clean(table: pa.Table) -> bool:
 def _has_empty(column: pa.ChunkedArray) -> bool:
     """Whether an id is empty or missing in the distinct values, used or not: the second look is exact."""
     empty = pa.scalar("", pa.string())
-    return any(chunk.dictionary.null_count or pc.index(chunk.dictionary, empty).as_py() >= 0 for chunk in column.chunks)
+    return any(
+        chunk.dictionary.null_count > 0 or int(pc.index(chunk.dictionary, empty).as_py()) >= 0
+        for chunk in column.chunks
+    )
 
 
 def _finish(
@@ -527,7 +571,9 @@ def _sift(
             if text is None
         }
         if role in ("user", "item"):
-            verdicts |= {c: (f"no {role}", "fill it in or delete the row") for c, text in enumerate(texts) if text == ""}
+            verdicts |= {
+                c: (f"no {role}", "fill it in or delete the row") for c, text in enumerate(texts) if text == ""
+            }
         else:
             counts = np.bincount(codes[role], minlength=len(texts))
             judge = _judge_times if role == "time" else _judge_ratings
@@ -558,7 +604,7 @@ def _decoded(word: bytes | None) -> str | None:
 
 
 def _judge_times(texts: list[str], counts: NDArray[np.int64]) -> tuple[Times, dict[int, tuple[str, str]]]:
-    """Times of distinct texts, as numbers or as dates, whichever most of the rows are; and what is wrong with the others."""
+    """Times of distinct texts, as numbers or as dates, whichever most rows have; and what is wrong with the others."""
     column = pd.Series(texts, dtype="object")
     numbers = pd.to_numeric(column, errors="coerce")
     is_number = np.isfinite(numbers.to_numpy(np.float64))
@@ -602,19 +648,20 @@ def _judge_ratings(
 def _odd_times(times: Times, path: Path, row_numbers: NDArray[np.int64]) -> list[str]:
     """A note on times before 1970 or far in the future, which still have their place in the order."""
     if times.dtype.kind == "M":
-        seconds = times.astype("datetime64[s]").astype(np.int64)
+        values: NDArray[Any] = times.astype("datetime64[s]").astype(np.int64)
         per_second = 1.0
     else:
-        seconds = times  # type: ignore[assignment]
-        median = float(np.median(np.abs(times))) if len(times) else 0.0
-        per_second = max((unit for least, unit in UNITS if median >= least), default=math.inf)
-    is_odd = (seconds < 0) | (seconds > (time.time() + YEAR) * per_second)
-    if not is_odd.any():
+        sample = np.abs(times[:: len(times) // 1000 + 1].astype(np.float64))
+        values = times
+        per_second = max((unit for least, unit in UNITS if np.median(sample) >= least), default=math.inf)
+    latest = (time.time() + YEAR) * per_second
+    if len(values) == 0 or (values.min() >= 0 and values.max() <= latest):
         return []
+    is_odd = (values < 0) | (values > latest)
     first = int(np.argmax(is_odd))
     return [
-        f"warning: {path} has {int(is_odd.sum()):,} times before 1970 or far in the future, first {times[first]} in data"
-        f" row {row_numbers[first]}; they keep their place in the order"
+        f"warning: {path} has {int(is_odd.sum()):,} times before 1970 or far in the future, first {times[first]} in"
+        f" data row {row_numbers[first]}; they keep their place in the order"
     ]
 
 
