@@ -142,8 +142,8 @@ def _download(archive: Archive, url: str, file: Path) -> None:
             break
         except urllib.error.HTTPError as error:
             raise UserError(
-                f"{url} answers {error.code} {error.reason}: give another address with data.download_url=URL, or put the"
-                f" file at {file}"
+                f"{url} answers {error.code} {error.reason}: give another address with data.download_url=URL,"
+                f" or put the file at {file}"
             ) from error
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split())

@@ -15,6 +15,7 @@ import torch
 from src.batch import EvalBatch, TrainStep
 from src.config import DataConfig
 from src.data import BERT4RecDataModule, bert4rec_data, sample
+from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_histories
 
@@ -234,6 +235,8 @@ CHANGES: dict[str, Any] = {
     "data_file": "other.csv",
     "batch_size": 3,
     "min_interactions": 4,
+    "min_item_interactions": 9,
+    "table_options": TableOptions(deduplicate=True),
     "num_workers": 1,
     "max_len": 3,
     "mask_prob": 0.9,
@@ -262,7 +265,7 @@ def test_every_argument_matters(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     write_histories(tmp_path / "other" / "table.csv", other)
     write_histories(tmp_path / "other.csv", other)
-    histories = {f"u{row}": "a b c d e f g h i j"[: 5 + 2 * row] for row in range(8)}
+    histories = {f"u{row}": "a b c d e f g h i j"[: 5 + 2 * row] for row in range(8)} | {"u8": "a b c c d"}
     settings = {"batch_size": 2, "num_workers": 2, "max_len": 6, "mask_prob": 0.4, "eval_batch_size": 2, "seed": 42}
     settings |= {"mask_token_share": 0.5, "random_token_share": 0.2, "mask_last_share": 0.1}
     settings |= {"num_negatives": 3, "negative_power": 0.0}
@@ -279,8 +282,15 @@ def test_every_argument_matters(tmp_path: Path) -> None:
 
 def test_no_argument_is_left_out_of_the_tests() -> None:
     arguments = set(inspect.signature(BERT4RecDataModule).parameters)
-    assert arguments == {*CHANGES, "generate_sample"}
-    assert {field.name for field in fields(DataConfig)} <= arguments
+    assert arguments == {
+        *CHANGES,
+        "generate_sample",
+        "download",
+        "download_url",
+        "cache_dir",
+    }  # with tests of their own
+    options = {"columns", *(field.name for field in fields(TableOptions))}
+    assert {field.name for field in fields(DataConfig)} - options - {"cache"} <= arguments
 
 
 def test_generate_sample_writes_the_table_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
