@@ -159,6 +159,7 @@ class PredictionWriter(BasePredictionWriter):
         if self.file is not None:
             self.file.abandon()
             self.file = None
+        if self.part.parent.is_dir():
             self.part.unlink(missing_ok=True)
 
     def _fail(self, error: OSError) -> NoReturn:

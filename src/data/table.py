@@ -39,7 +39,7 @@ KNOWN_NAMES = {
         "rating": "rating ratings overall stars score",
     }.items()
 }
-DELIMITERS = ("::", "\t", ",", ";", "|", " ")
+DELIMITERS = ("\t", "::", ",", ";", "|", " ")
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 SNIFFED = 2**16  # bytes that show the delimiter and the header
 BLOCK = 2**23  # bytes that Arrow reads at a time
@@ -145,14 +145,11 @@ def read_part(source: Source, options: TableOptions, ids: Sequence[str] = ("user
 def _choose(names: list[str], options: TableOptions, ids: Sequence[str], path: Path) -> dict[str, str]:
     """Name of the column in each role."""
     wanted: dict[str, Any] = {role: getattr(options, role) for role in _roles(options, ids)}
-    known = [re.sub(r":\w+$", "", name.strip().lower()) for name in names]
     chosen, missing = {}, []
     for role, name in wanted.items():
-        found = [name] if name in names else []
-        if name is None:
-            found = [names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known]
-        if found:
-            chosen[role] = found[0]
+        found = _find(names, role, options)
+        if found is not None:
+            chosen[role] = found
         elif name is not None:
             raise UserError(f"{path} has no column {name}, which data.columns.{role} names: found {_listed(names)}")
         elif role != "time":
@@ -170,6 +167,15 @@ def _choose(names: list[str], options: TableOptions, ids: Sequence[str], path: P
         if len(roles) > 1:
             raise UserError(f"{path}: the column {name} cannot be both {roles[0]} and {roles[1]}: name another one")
     return chosen
+
+
+def _find(names: list[str], role: str, options: TableOptions) -> str | None:
+    """The name of the column in this role: the one that was given, or one of the usual ones."""
+    name = getattr(options, role)
+    if name is not None:
+        return name if name in names else None
+    known = [re.sub(r":\w+$", "", each.strip().lower()) for each in names]
+    return next((names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known), None)
 
 
 def _roles(options: TableOptions, ids: Sequence[str]) -> list[str]:
@@ -196,12 +202,14 @@ def _named(columns: dict[str, str]) -> list[str]:
 def _read_text(source: Source, options: TableOptions, ids: Sequence[str]) -> Part:
     layout = _find_layout(source, options, ids)
     content = _one_letter_between(source.content, layout.delimiter, source.path)
-    has_quotes = len(layout.delimiter) == 1 and _has(content, b'"')
+    quotes = _count(content, b'"') if len(layout.delimiter) == 1 else 0
+    has_quotes = quotes > 0
     table, row_numbers = None, None
     bad: list[BadRow] = []
     try:
         table = _parse(content, layout, options, has_quotes)
-        if has_quotes and len(table) + layout.has_header != _count_lines(content):
+        lines = _count(content, b"\n") + int(bytes(content[-1:]) != b"\n")
+        if has_quotes and (quotes % 2 or lines != len(table) + layout.has_header):
             table = None  # a line break within a field, perhaps
     except (pa.ArrowInvalid, UnicodeError):
         pass  # the second look says where
@@ -224,31 +232,34 @@ def _find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> L
     if not lines:
         raise UserError(f"{path} is empty: it must begin with the line user,item,time")
     delimiters = DELIMITERS if options.delimiter is None else (options.delimiter,)
+    fields = {delimiter: [_split(line, delimiter) for line in lines] for delimiter in delimiters}
+    widest = max(delimiters, key=lambda delimiter: len(fields[delimiter][0]))
     if not options.has_header:
         places = {role: getattr(options, role) for role in _roles(options, ids)}
-        places = {role: place for role, place in places.items() if place is not None}
-        last = max(places.values())
-        delimiter = next((d for d in delimiters if all(len(_split(line, d)) >= last for line in lines)), delimiters[0])
-        found = len(_split(lines[0], delimiter))
-        if found < last:
-            raise UserError(
-                f"{path} has {found} columns, but data.columns.{max(places, key=places.__getitem__)}={last} asks for"
-                " another one: the first is 1; name what is between them with data.delimiter"
-            )
-        columns = {role: f"f{place - 1}" for role, place in places.items()}
-        if len(set(columns.values())) < len(columns):
-            raise UserError(f"{path}: data.columns gives two of {', '.join(columns)} the same place")
-        return Layout(columns, delimiter, has_header=False)
-    headers = {delimiter: _split(lines[0], delimiter) for delimiter in delimiters}
-    for delimiter, names in headers.items():
-        try:
-            return Layout(_choose(names, options, ids, path), delimiter, has_header=True)
-        except UserError as error:
-            if "more than once" in str(error):
-                raise
-    most = max(headers, key=lambda delimiter: (len(headers[delimiter]), delimiter == ","))
-    _choose(headers[most if len(headers[most]) > 1 else ","] if "," in headers else headers[most], options, ids, path)
-    raise AssertionError
+        return _layout_of_places(path, {role: place for role, place in places.items() if place}, fields, widest)
+    recognised = {
+        delimiter: sum(bool(_find(fields[delimiter][0], r, options)) for r in ids) for delimiter in delimiters
+    }
+    best = max(delimiters, key=recognised.__getitem__)
+    delimiter = best if recognised[best] else widest
+    return Layout(_choose(fields[delimiter][0], options, ids, path), delimiter, has_header=True)
+
+
+def _layout_of_places(path: Path, places: dict[str, int], fields: dict[str, list[list[str]]], widest: str) -> Layout:
+    """The layout of a text without a header line: most of its lines have the last place that is asked for."""
+    last = max(places.values())
+    fitting = {delimiter: sum(len(line) >= last for line in lines) for delimiter, lines in fields.items()}
+    delimiter = max(fitting, key=fitting.__getitem__)
+    if not fitting[delimiter]:
+        role = max(places, key=places.__getitem__)
+        raise UserError(
+            f"{path} has {len(fields[widest][0])} columns, but data.columns.{role}={last} asks for another one:"
+            " the first is 1; say what is between them with data.delimiter"
+        )
+    columns = {role: f"f{place - 1}" for role, place in places.items()}
+    if len(set(columns.values())) < len(columns):
+        raise UserError(f"{path}: data.columns gives two of {', '.join(columns)} the same place")
+    return Layout(columns, delimiter, has_header=False)
 
 
 def _first_lines(source: Source, encoding: str) -> list[str]:
@@ -282,9 +293,10 @@ def _one_letter_between(content: pa.Buffer, delimiter: str, path: Path) -> pa.Bu
     return pa.py_buffer(text.replace(delimiter.encode(), SEPARATOR.encode()))
 
 
-def _has(content: pa.Buffer, letter: bytes) -> bool:
+def _count(content: pa.Buffer, letter: bytes) -> int:
     letters = np.frombuffer(content, np.uint8)
-    return any((letters[start : start + BLOCK] == letter[0]).any() for start in range(0, len(letters), BLOCK))
+    starts = range(0, len(letters), BLOCK)
+    return sum(int(np.count_nonzero(letters[start : start + BLOCK] == letter[0])) for start in starts)
 
 
 def _is_ascii(content: pa.Buffer) -> bool:
@@ -298,12 +310,6 @@ def _count_lines(content: pa.Buffer) -> int:
     starts = range(0, len(letters), BLOCK)
     breaks = sum(int(np.count_nonzero(letters[start : start + BLOCK] == 10)) for start in starts)
     return breaks + int(letters[-1] != 10)
-
-
-def _count(content: pa.Buffer, letter: bytes) -> int:
-    letters = np.frombuffer(content, np.uint8)
-    starts = range(0, len(letters), BLOCK)
-    return sum(int(np.count_nonzero(letters[start : start + BLOCK] == letter[0])) for start in starts)
 
 
 def _parse(
@@ -540,7 +546,7 @@ def _as_times(column: pa.ChunkedArray) -> Times:
     elif pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
     elif pa.types.is_integer(column.type):
-        column = column.cast(pa.int64()) if column.type != pa.uint64() else column.cast(pa.float64())
+        column = column.cast(pa.int64()) if column.type != pa.uint64() else column.cast(pa.float64(), safe=False)
     elif pa.types.is_floating(column.type):
         column = column.cast(pa.float64())
     elif column.type.tz is not None:
@@ -625,7 +631,7 @@ def _judge_times(texts: list[str], counts: NDArray[np.int64]) -> tuple[Times, di
         text = texts[code]
         if text == "" or text.lower() in ("na", "n/a", "nan", "null", "none"):
             wrong[code] = ("no time", "fill it in, or leave the column out altogether with data.columns.time=false")
-        elif not is_date[code] and pd.notna(numbers[code]):
+        elif pd.notna(numbers[code]) and not is_number[code]:
             wrong[code] = (f"the time {text}", "every time must be a finite number")
         else:
             way_out = "use Unix times or dates like 2024-01-31 12:00:00 throughout, or data.columns.time=false"
