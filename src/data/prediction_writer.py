@@ -36,9 +36,7 @@ class TableFile:
         self.waiting: list[pa.Table] = []
         self.file = pa.OSFile(str(path), "wb")
         self.parquet = pyarrow.parquet.ParquetWriter(self.file, schema) if is_parquet else None
-        self.options = pyarrow.csv.WriteOptions(
-            include_header=False, quoting_style="needed" if has_special else "none"
-        )
+        self.options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if has_special else "none")
         if has_header and not is_parquet:
             self.file.write(",".join(schema.names).encode() + b"\n")
 

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,26 +231,50 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine\n"
 
 
+def process(rank: int, world_size: int) -> Any:
+    """A trainer of one of several processes, as far as the writer looks at it; the others do not answer."""
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda tensor, reduce_op: tensor, barrier=lambda name: None)
+    return SimpleNamespace(global_rank=rank, is_global_zero=rank == 0, world_size=world_size, strategy=strategy)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_the_bytes_do_not_tell_how_many_processes_wrote_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_writer, "ROWS_IN_A_GROUP", 7)
+    vocabulary = Vocabulary(pa.array(HARD_IDS), np.arange(10))
+    users = pa.array([f"user-{n}" for n in range(24)])
+    contents = set()
+    for world_size, batch_size in ((1, 4), (2, 4), (3, 2), (4, 6)):
+        path = tmp_path / str(world_size) / name
+        shares = np.split(np.arange(24), world_size)
+        for rank in reversed(range(world_size)):  # the first one ends last
+            writer = PredictionWriter(path, vocabulary, users, np.arange(24) != 5, np.arange(1, 4), True)
+            writer.setup(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
+            for rows in np.split(shares[rank], len(shares[rank]) // batch_size):
+                items = (rows[:, None] + np.arange(3)) % 10 + 1
+                writer._write(rows, items, items.astype(np.float32))
+            writer.teardown(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
+        contents.add(path.read_bytes())
+        assert [file.name for file in path.parent.iterdir()] == [name]
+    assert len(contents) == 1
+
+
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
 def test_memory_does_not_grow_with_the_number_of_users(name: str, tmp_path: Path) -> None:
     """What Arrow holds at the end of a long table is no more than at the end of a short one."""
-    held: list[int] = []
-
-    class Watched(PredictionWriter):
-        def on_predict_end(self, *arguments: Any) -> None:
-            held.append(pa.total_allocated_bytes() - before)
-            super().on_predict_end(*arguments)
-
     vocabulary = Vocabulary(pa.array([f"item-{n}" for n in range(1000)]), np.arange(1000))
     users = pa.array([f"user-{n}" for n in range(250)])
+    held: list[int] = []
     for batches in (60, 600):
-        writer = Watched(tmp_path / name, vocabulary, users, np.ones(250, dtype=bool), np.arange(1, 11), True)
+        writer = PredictionWriter(tmp_path / name, vocabulary, users, np.ones(250, dtype=bool), np.arange(1, 11), True)
         before = pa.total_allocated_bytes()
-        writer.on_predict_start(None, None)  # type: ignore[arg-type]
+        writer.setup(process(0, 1), None, "predict")  # type: ignore[arg-type]
         for batch in range(batches):
             items = np.arange(1, 2501).reshape(250, 10) % 1000 + 1
             writer._write(np.arange(250), items, np.full((250, 10), batch, dtype=np.float32))
-        writer.on_predict_end(None, None)  # type: ignore[arg-type]
+        held.append(pa.total_allocated_bytes() - before)
+        writer.teardown(process(0, 1), None, "predict")  # type: ignore[arg-type]
         assert writer.rows == 2500 * batches
     assert held[1] < 1.5 * held[0] + 2_000_000
     assert held[1] < 80 * prediction_writer.ROWS_IN_A_GROUP
