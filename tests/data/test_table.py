@@ -587,27 +587,30 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
         read(tmp_path, CSV)
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_without_permission_to_read(what: str, tmp_path: Path) -> None:
+def test_without_permission_to_read(tmp_path: Path) -> None:
     """As a user who is not the administrator, to whom nothing is forbidden."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "t.csv").write_text(CSV)
-    closed = tmp_path / "folder" / "t.csv" if what == "file" else tmp_path / "folder"
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text(CSV)
     for folder in [tmp_path, *tmp_path.parents[:2]]:
         folder.chmod(0o755)
+    paths = [tmp_path / "open" / "t.csv", tmp_path / "closed", tmp_path / "closed" / "t.csv"]
     script = (
         "import os, sys; from pathlib import Path; from src.data.interactions import read_interactions\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "try: read_interactions(Path(sys.argv[1]))\n"
-        "except ValueError as error: print(error)"
+        "for path in sys.argv[1:]:\n"
+        "  try: read_interactions(Path(path))\n"
+        "  except ValueError as error: print(error)"
     )
-    closed.chmod(0)
+    paths[0].chmod(0)
+    paths[1].chmod(0)
     try:
-        command = [sys.executable, "-c", script, str(closed)]
+        command = [sys.executable, "-c", script, *map(str, paths)]
         ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     finally:
-        closed.chmod(0o755)
-    assert ended.stdout == f"{closed} cannot be read: permission denied; allow it with chmod, or copy it\n"
+        paths[1].chmod(0o755)
+    hint = "cannot be read: permission denied; allow it with chmod, or copy it"
+    assert ended.stdout.splitlines() == [f"{path} {hint}" for path in paths]
 
 
 def test_a_history_of_a_million_items(tmp_path: Path) -> None:
