@@ -158,6 +158,7 @@ def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
     """Choose what `experiment=auto` leaves open, say why, and let the data module know."""
     import torch
     from hydra.core.hydra_config import HydraConfig
+    from lightning_utilities.core.rank_zero import rank_zero_only
 
     from src import auto
 
@@ -167,9 +168,9 @@ def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
         data.summary["train_users"],
         data.num_items,
         auto.given_keys(HydraConfig.get().overrides.task),
-        auto.free_memory(torch.device("cuda" if on_gpu else "cpu")),
+        auto.memory_of(torch.device("cuda" if on_gpu else "cpu")),
     )
-    print(reasons)
+    rank_zero_only(print)(reasons)
     data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
     return config
 

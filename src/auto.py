@@ -12,6 +12,7 @@ from src.config import Config, ModelConfig
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 
 
@@ -21,7 +22,7 @@ def choose(config: Config, users: int, items: int, given: Iterable[str], memory:
     Args:
         users, items: in training.
         given: dotted keys that the user has set, which stay as they are.
-        memory: bytes that are free on the device that trains.
+        memory: bytes of the device that trains.
 
     Returns:
         The settings, and a line or two that say what was chosen and why.
@@ -53,9 +54,7 @@ def choose(config: Config, users: int, items: int, given: Iterable[str], memory:
             size //= 2
         data = replace(data, batch_size=size)
         needed = training_bytes(model, items, size)
-        lines.append(
-            f"            data.batch_size={size}: about {_gib(needed)} GiB of the {_gib(memory)} GiB that are free"
-        )
+        lines.append(f"            data.batch_size={size}: about {_gib(needed)} GiB of {_gib(memory)} GiB")
     return replace(config, model=model, data=data), "\n".join(lines)
 
 
@@ -72,16 +71,16 @@ def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:
     return 4 * (4 * weights + activations)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device, or what a container may use of them: not those that happen to be free, which differ each time.
+
+    So every process, and a run that is resumed, chooses the same.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")  # Linux says what could be had, caches included
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return memory if limit == "max" else min(memory, int(limit))
 
 
 def given_keys(overrides: Iterable[str]) -> set[str]:

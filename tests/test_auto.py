@@ -56,7 +56,7 @@ def test_the_batch_is_halved_until_it_fits_half_of_the_memory() -> None:
     memory = 2 * auto.training_bytes(large, 10**5, 32)
     chosen, reasons = auto.choose(config, 10**6, 10**5, [], memory)
     assert chosen.data.batch_size == 32
-    assert re.search(r"data\.batch_size=32: about \d+\.\d\d GiB of the \d+\.\d\d GiB", reasons)
+    assert re.search(r"data\.batch_size=32: about \d+\.\d\d GiB of \d+\.\d\d GiB", reasons)
     assert auto.choose(config, 10**6, 10**5, [], memory - 2)[0].data.batch_size == 16
     assert auto.choose(config, 10**6, 10**5, [], 1)[0].data.batch_size == 1
 
@@ -79,8 +79,13 @@ def test_the_estimate_is_above_what_is_kept_for_backward() -> None:
     assert sum(kept.values()) < 1.1 * estimate < 4 * sum(kept.values())
 
 
-def test_free_memory_is_a_plausible_number() -> None:
-    assert 2**24 < auto.free_memory(torch.device("cpu")) < 2**50
+def test_memory_is_that_of_the_machine_or_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    machine = auto.memory_of(torch.device("cpu"))
+    assert 2**27 < machine < 2**50
+    for text, memory in (("max\n", machine), ("1048576\n", 2**20), (f"{2**60}\n", machine)):
+        (tmp_path / "memory.max").write_text(text)
+        assert auto.memory_of(torch.device("cpu")) == memory
 
 
 def test_keys_are_found_behind_hydras_prefixes() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from src import ranking
 from src.baselines import LastItemSuccessors, Popularity
@@ -57,9 +58,9 @@ class Contest:
         self.outcomes: dict[str, Outcomes] = {}
         self._warn_of_few_negatives()
 
-    def observer(self) -> Observer:
-        """What a contestant has to be watched by."""
-        return Observer(self.negatives, max(self.topk))
+    def observer(self, joins_processes: bool = True) -> Observer:
+        """What a contestant has to be watched by; see `Observer`."""
+        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2), joins_processes)
 
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
@@ -69,7 +70,7 @@ class Contest:
             ("popularity", Popularity(self.counts)),
             ("item-item", LastItemSuccessors(tokens, training_spans, self.counts)),
         ):
-            self.outcomes[name] = observe(scorer, last_item_only, self.observer())
+            self.outcomes[name] = observe(scorer, last_item_only, self.observer(joins_processes=False))
 
     def figures(self, protocol: str, prefix: str) -> Figures:
         """Metrics of every contestant, `{prefix}hit@K` and so on, under one protocol.
@@ -143,7 +144,7 @@ class Contest:
         for protocol, tokens in self.negatives.items():
             users = int((tokens[:, -1] == 0).sum())
             if users:
-                print(
+                rank_zero_only(print)(
                     f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
                     f" for {protocol}, and get those"
                 )

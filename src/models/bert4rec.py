@@ -237,6 +237,8 @@ class BERT4Rec(pl.LightningModule):
         self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
         figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
+        if self.observer is not None:
+            self.observer.compute()  # while the processes are together; it keeps the result
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
