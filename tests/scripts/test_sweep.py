@@ -10,7 +10,8 @@ import pytest
 
 from predict_bert4rec import predict
 from src import sweep
-from src.cli import CONFIGS
+from src.config import CONFIGS, Config
+from src.errors import StoppedError
 from tests.scripts.conftest import TINY, Outcome, Table, call, compose, launch
 from train_bert4rec import train
 
@@ -151,15 +152,19 @@ def test_a_run_that_falls_behind_is_stopped(table: Table, tmp_path: Path, monkey
     assert [len(trial.intermediate_values) for trial in study.trials] == [4, 4, 1]
 
 
-def test_a_run_that_is_told_to_stop_ends_the_sweep(
-    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pytorch_lightning.Trainer.received_sigterm", property(lambda trainer: True))
-    outcome = sweep_here(table, tmp_path, "training.lr=0.001,0.01,0.02")
-    assert outcome.code == 1
-    assert outcome.err.startswith("error: training was stopped at epoch 2")
-    assert outcome.err.count("\n") == 1
-    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+def test_a_run_that_is_told_to_stop_ends_the_sweep(table: Table, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    def stops_at_the_second(config: Config) -> float:
+        rates.append(config.training.lr)
+        if len(rates) == 2:
+            raise StoppedError("training was stopped at epoch 7")
+        return 0.5
+
+    words = ("-m", *table.overrides, f"output_dir={tmp_path}", "training.lr=0.001,0.01,0.02")
+    outcome = call(stops_at_the_second, *words)
+    assert (outcome.code, outcome.err) == (1, "error: training was stopped at epoch 7; the sweep ends with it\n")
+    assert rates == [0.001, 0.01]
 
 
 def test_prediction_does_not_sweep_and_leaves_the_sweep_of_the_training(table: Table, tmp_path: Path) -> None:
