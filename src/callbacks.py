@@ -109,11 +109,14 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.has_begun = True
-        if pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0:  # elsewhere it would wait
+        # On a GPU a look at the loss, or at what other processes were told, waits for the device: not in each step.
+        looks = pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0
+        if looks:
             self._require_finite(trainer, torch.isfinite(outputs["loss"]))
         self._is_due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         is_last = trainer.is_last_batch
-        if (self._is_due or self._must_stop(trainer)) and not is_last and not _validates_after(trainer, batch_idx):
+        must_stop = (looks or trainer.world_size == 1) and self._must_stop(trainer)
+        if (self._is_due or must_stop) and not is_last and not _validates_after(trainer, batch_idx):
             self._save(trainer)
             self._stop_if_asked(trainer)
 

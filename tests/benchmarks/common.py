@@ -15,7 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the scripts do
 import torch
 
 PEERS = ("rectools", "replay", "recbole")
-SIZES = ("max_len", "mask", "width", "layers", "heads", "dropout", "batch_size")
+SIZES = ("max_len", "mask", "width", "layers", "heads", "dropout", "batch_size", "threads")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -48,18 +48,17 @@ def median_of_turns(variants: dict[str, Callable[[], float]], rounds: int) -> di
     return {name: statistics.median(values) for name, values in figures.items()}
 
 
-def peer(name: str, task: str, options: argparse.Namespace) -> dict[str, float]:
-    """What a peer's script prints, run in its own interpreter."""
+def peer_rate(name: str, options: argparse.Namespace) -> float:
+    """Sequences a second of a peer in training, run in its own interpreter."""
     script = Path(__file__).parent / "peers" / f"bench_{name}.py"
     sizes = [part for size in SIZES for part in (f"--{size.replace('_', '-')}", str(getattr(options, size)))]
-    command = [getattr(options, name), str(script), task, str(options.data.resolve()), *sizes]
+    command = [getattr(options, name), str(script), str(options.data.resolve()), *sizes]
     command += ["--seconds", str(options.peer_seconds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     if done.returncode:
         raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["sequences_per_second"])
 
 
 def matrix_peak(size: int = 2048, seconds: float = 1.5) -> float:

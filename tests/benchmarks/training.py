@@ -113,17 +113,6 @@ _encode = network.Network.encode
 _embedding = F.embedding
 
 
-def _pad_to(max_len: int):
-    def pad(tokens, spans, append=None):
-        padded = _pad_left(tokens, spans, append)
-        return np.pad(padded, ((0, 0), (max_len - padded.shape[1], 0)))
-
-    return pad
-
-
-_pad_left = batching.pad_left
-
-
 def _torch_dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
     return F.dropout(x, rate, is_training)
 
@@ -196,7 +185,7 @@ def main() -> None:
         variants |= {name: run.sequences_per_second for name, run in runs.items()}
     for name in common.PEERS:
         if getattr(options, name):
-            variants[name] = lambda name=name: common.peer(name, "train", options)["sequences_per_second"]
+            variants[name] = lambda name=name: common.peer_rate(name, options)
     rates = common.median_of_turns(variants, options.rounds)
 
     best = rates["this package"]
