@@ -41,6 +41,7 @@ test) setup "[dev]" ;;
 esac
 
 python=.venv/bin/python
+export RUN_BERT4REC=1 # the scripts then say ./run_bert4rec.sh in what they propose to run next
 case $command in
 train) exec $python train_bert4rec.py "$@" ;;
 predict) exec $python predict_bert4rec.py "$@" ;;

@@ -3,6 +3,7 @@
 python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -101,13 +102,13 @@ def prepare_resume(
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
     """Train, and say in one line why that ended where it did before its end."""
     from src.callbacks import LastCheckpoint
-    from src.errors import UserError
+    from src.errors import StoppedError, UserError
 
     try:
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if trainer.interrupted and trainer.is_global_zero:
-            raise UserError(
+            raise StoppedError(
                 f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
                 " from the checkpoint before that"
             ) from stop
@@ -182,9 +183,10 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from src import resume
+    from src import resume, sweep
     from src.callbacks import LastCheckpoint
     from src.errors import UserError
+    from src.pruning import Pruning
 
     training = config.training
     save: dict[str, Any] = {
@@ -200,6 +202,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
     if training.scheduler != "none" or training.warmup_steps:
         callbacks.append(LearningRateMonitor("step"))
+    if (trial := sweep.current_trial()) is not None:
+        callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
     callbacks.append(last)  # after the best one, of which it keeps the state
     # Points that a killed session drew after the checkpoint are drawn again; what is drawn at the start is there.
@@ -217,7 +221,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
 def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "Logger") -> "pl.Trainer":
     import pytorch_lightning as pl
 
-    from src.checkpoint import SafeCheckpointIO
+    from src.checkpoint_io import SafeCheckpointIO
 
     return pl.Trainer(
         accelerator=training.accelerator,
@@ -263,7 +267,7 @@ def finish(
 
     import torch
 
-    from src import baselines, ranking, report
+    from src import baselines, ranking, report, sweep
     from src.data import sample
 
     topk = list(config.evaluation.topk)
@@ -294,8 +298,22 @@ def finish(
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
         print("\n" + report.closing(folder))
-        print("next        python predict_bert4rec.py, with the same overrides")
+        if not sweep.is_running():  # a sweep has a closing of its own
+            print(next_steps(config, folder, chosen))
     return monitored
+
+
+def next_steps(config: Config, folder: "RunFolder", chosen: "Path") -> str:
+    """What to run next, ready to be pasted."""
+    from src import report
+
+    steps = {"recommend": cli.command("predict")}
+    if chosen == folder.best:
+        steps["of the best"] = cli.command("predict", f"inference.checkpoint_path={folder.best}")
+    steps["curves"] = f"tensorboard --logdir {shlex.quote(str(folder.logs))}"
+    epochs = f"training.num_epochs={2 * config.training.num_epochs}"
+    steps["longer"] = cli.command("train", "training.resume=true", epochs, keeps_all=True)
+    return report.next_steps(steps)
 
 
 if __name__ == "__main__":

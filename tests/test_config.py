@@ -118,6 +118,11 @@ ADDED = {
     "evaluation.batch_size": 256,
     "inference.checkpoint_path": None,
     "inference.output_path": None,
+    "inference.users": None,
+    "inference.history": None,
+    "inference.candidates": None,
+    "inference.exclude": None,
+    "inference.export": None,
     "inference.topk": 10,
     "inference.exclude_seen": True,
     "inference.with_scores": False,
@@ -262,6 +267,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "evaluation.batch_size": [0],
     "evaluation.topk": [[], [0], [10, -5]],
     "inference.topk": [0],
+    "inference.export": ["model.pt"],
     "inference.batch_size": [0],
 }
 
@@ -365,7 +371,15 @@ def test_wrong_type_within_a_list_is_refused_by_name() -> None:
         ("inference.exclude_sen", "did you mean inference.exclude_seen?"),
         ("model.lr", "did you mean training.lr?"),
         ("training.holdout", "did you mean data.holdout?"),
-        ("zzz", "configs/bert4rec.yaml lists every key"),
+        ("learning_rate", "did you mean training.lr?"),
+        ("training.learning_rate", "did you mean training.lr?"),
+        ("epochs", "did you mean training.num_epochs?"),
+        ("epoch", "did you mean training.num_epochs?"),
+        ("batchsize", "did you mean data.batch_size?"),
+        ("model.hidden_size", "did you mean model.hidden_units?"),
+        ("top_k", "did you mean inference.topk?"),
+        ("preset", "did you mean experiment?"),
+        ("zzz", "--help lists every key"),
     ],
 )
 def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
