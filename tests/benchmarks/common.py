@@ -50,15 +50,25 @@ def median_of_turns(variants: dict[str, Callable[[], float]], rounds: int) -> di
 
 def peer_rate(name: str, options: argparse.Namespace) -> float:
     """Sequences a second of a peer in training, run in its own interpreter."""
+    return run_peer(name, "train", options)["sequences_per_second"]
+
+
+def peer_seconds(name: str, task: str, options: argparse.Namespace) -> float:
+    """Seconds that a peer needs to "evaluate" all users, or to "recommend" ten items to each and write them down."""
+    return run_peer(name, task, options)["seconds"]
+
+
+def run_peer(name: str, task: str, options: argparse.Namespace) -> dict[str, float]:
     script = Path(__file__).parent / "peers" / f"bench_{name}.py"
     sizes = [part for size in SIZES for part in (f"--{size.replace('_', '-')}", str(getattr(options, size)))]
     command = [getattr(options, name), str(script), str(options.data.resolve()), *sizes]
-    command += ["--seconds", str(options.peer_seconds)]
+    command += ["--seconds", str(options.peer_seconds), "--task", task]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     if done.returncode:
-        raise SystemExit(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["sequences_per_second"])
+        raise SystemExit(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
 
 
 def matrix_peak(size: int = 2048, seconds: float = 1.5) -> float:

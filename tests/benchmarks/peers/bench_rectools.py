@@ -1,7 +1,9 @@
 """BERT4Rec of RecTools on a CSV, for the benchmarks: runs where `rectools[torch]` is installed and prints JSON."""
 
+import tempfile
+
 import pandas as pd
-from clock import Clock, arguments
+from clock import Clock, arguments, report_seconds
 from pytorch_lightning import Callback, Trainer
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel
@@ -19,6 +21,7 @@ def make_trainer():
     return Trainer(
         accelerator="cpu",
         max_epochs=1000,
+        max_steps=clock.max_steps,
         callbacks=[Tick()],
         logger=False,
         enable_checkpointing=False,
@@ -43,6 +46,18 @@ model = BERT4RecModel(
     lr=0.001,
     loss="softmax",
     get_trainer_func=make_trainer,
+    recommend_batch_size=256,
     verbose=0,
 )
-model.fit(Dataset.construct(train))
+dataset = Dataset.construct(train)
+model.fit(dataset)
+
+
+def recommend():
+    table = model.recommend(train["user_id"].unique(), dataset, k=10, filter_viewed=True)
+    if options.task == "recommend":
+        with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+            table.to_csv(file.name, index=False)
+
+
+report_seconds(recommend)

@@ -2,12 +2,20 @@
 
 import lightning
 import pandas as pd
-from clock import Clock, arguments
+from clock import Clock, arguments, report_seconds
 from replay.data import Dataset, FeatureHint, FeatureInfo, FeatureSchema, FeatureSource, FeatureType
-from replay.data.nn import SequenceTokenizer, TensorFeatureInfo, TensorFeatureSource, TensorSchema
+from replay.data.nn import (
+    SequenceTokenizer,
+    SequentialDataset,
+    TensorFeatureInfo,
+    TensorFeatureSource,
+    TensorSchema,
+)
 from replay.models.nn.optimizer_utils import FatOptimizerFactory
 from replay.models.nn.sequential import Bert4Rec
-from replay.models.nn.sequential.bert4rec import Bert4RecTrainingDataset
+from replay.models.nn.sequential.bert4rec import Bert4RecTrainingDataset, Bert4RecValidationDataset
+from replay.models.nn.sequential.callbacks import ValidationMetricsCallback
+from replay.models.nn.sequential.postprocessors import RemoveSeenItems
 from torch.utils.data import DataLoader
 
 options = arguments()
@@ -20,7 +28,8 @@ class Tick(lightning.Callback):
 
 
 table = pd.read_csv(options.csv).sort_values(["user", "time"], kind="stable")
-history = table[table.groupby("user").cumcount(ascending=False) > 0]
+is_last = table.groupby("user").cumcount(ascending=False) == 0
+history, truth = table[~is_last], table[is_last & table["user"].duplicated()]
 features = [
     FeatureInfo("user", FeatureType.CATEGORICAL, FeatureHint.QUERY_ID),
     FeatureInfo("item", FeatureType.CATEGORICAL, FeatureHint.ITEM_ID),
@@ -42,7 +51,10 @@ schema = TensorSchema(
         feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item")],
     )
 )
-sequences = SequenceTokenizer(schema).fit(dataset).transform(dataset)
+tokenizer = SequenceTokenizer(schema).fit(dataset)
+sequences = tokenizer.transform(dataset)
+targets = tokenizer.transform(Dataset(FeatureSchema(features[:2]), truth[["user", "item"]]), ["item_sequence"])
+histories, targets = SequentialDataset.keep_common_query_ids(sequences, targets)
 model = Bert4Rec(
     schema,
     block_count=options.layers,
@@ -57,7 +69,11 @@ model = Bert4Rec(
 trainer = lightning.Trainer(
     accelerator="cpu",
     max_epochs=1000,
-    callbacks=[Tick()],
+    max_steps=clock.max_steps,
+    callbacks=[
+        Tick(),
+        ValidationMetricsCallback(metrics=["ndcg", "recall"], ks=[10], postprocessors=[RemoveSeenItems(histories)]),
+    ],
     logger=False,
     enable_checkpointing=False,
     enable_progress_bar=False,
@@ -65,3 +81,5 @@ trainer = lightning.Trainer(
 )
 masked = Bert4RecTrainingDataset(sequences, options.max_len, mask_prob=options.mask)
 trainer.fit(model, DataLoader(masked, options.batch_size, shuffle=True))
+validation = DataLoader(Bert4RecValidationDataset(histories, targets, sequences, options.max_len), 256)
+report_seconds(lambda: trainer.validate(model, validation, verbose=False))
