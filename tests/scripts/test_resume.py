@@ -96,7 +96,9 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(ordered), {"scalars": 0})
     events.Reload()
     shutil.rmtree(ordered)
-    names = set(events.Tags()["scalars"]) - {"hp_metric"}  # a placeholder of Lightning's, drawn at each start
+    # How fast it went is nobody's promise, and final figures are drawn when a session has ended.
+    drawn = set(events.Tags()["scalars"]) - {"hp_metric", "sequences_per_second"}
+    names = {name for name in drawn if not name.startswith("final/")}
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
 
 
