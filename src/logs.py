@@ -141,5 +141,9 @@ class Throughput(pl.Callback):
         self.since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        seconds = self.seconds + time.perf_counter() - self.since
-        pl_module.log("sequences_per_second", self.sequences * trainer.world_size / seconds)
+        """Log at once, as the training loss is: the checkpoint of the epoch's end is still to come."""
+        if not self.sequences:  # a session that was resumed for the last validation of an epoch
+            return
+        rate = self.sequences * trainer.world_size / (self.seconds + time.perf_counter() - self.since)
+        for logger in trainer.loggers:
+            logger.log_metrics({"sequences_per_second": rate}, step=trainer.global_step - 1)

@@ -134,9 +134,11 @@ def test_the_projector_gets_the_most_popular_items_with_their_titles(tmp_path: P
 def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
-    callback, module, trainer = logs.Throughput(), mock.Mock(), mock.Mock(world_size=2)
+    logger = mock.Mock()
+    callback, module, trainer = logs.Throughput(), mock.Mock(), mock.Mock(world_size=2, loggers=[logger])
+    trainer.global_step = 5
     part = TrainBatch(torch.zeros(6, 3), torch.zeros(6, 1), torch.zeros(0), torch.zeros(0))
-    for epoch in range(2):
+    for _ in range(2):
         callback.on_train_epoch_start(trainer, module)
         for _ in range(3):
             now += 1.0
@@ -146,4 +148,5 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
         callback.on_validation_end(trainer, module)
         now += 1.0
         callback.on_train_epoch_end(trainer, module)
-        assert module.log.call_args.args == ("sequences_per_second", 3 * 12 * 2 / 4.0), epoch
+        logger.log_metrics.assert_called_once_with({"sequences_per_second": 3 * 12 * 2 / 4.0}, step=4)
+        logger.reset_mock()

@@ -96,10 +96,12 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(ordered), {"scalars": 0})
     events.Reload()
     shutil.rmtree(ordered)
-    # How fast it went is nobody's promise, and final figures are drawn when a session has ended.
-    drawn = set(events.Tags()["scalars"]) - {"hp_metric", "sequences_per_second"}
-    names = {name for name in drawn if not name.startswith("final/")}
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    found = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    # How fast a session was is nobody's promise, but it says so once an epoch at the most. Final figures are drawn by
+    # each session that comes to its end.
+    epochs = [step for step, _ in found.pop("sequences_per_second", [])]
+    assert epochs == sorted(set(epochs) & {step for step, _ in found["train_loss"]})
+    return {name: curve for name, curve in found.items() if not name.startswith("final/")}
 
 
 def results(folder: Path) -> dict[str, Any]:
