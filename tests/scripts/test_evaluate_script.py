@@ -12,6 +12,7 @@ from tests.data import interactions_of, lists_of
 from tests.scripts.conftest import (
     ITEMS,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Run,
@@ -98,6 +99,25 @@ def test_a_table_with_nobody_to_evaluate_is_one_line(trained: Run, tmp_path: Pat
     assert outcome.err.count("\n") == 1
     assert "nobody to evaluate" in outcome.err
     assert not (trained.folder / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_each_format_is_evaluated_under_every_protocol(number: int, tmp_path: Path) -> None:
+    """Three users with four items each, of five: one is left to be drawn, the same one each time."""
+    users = {"a": "xyzw", "b": "yzwx", "c": "zwxv"}
+    rows = [(user, item, time) for user, items in users.items() for time, item in enumerate(items)]
+    table = write_table(tmp_path / "ratings.csv", rows)
+    path = ROOT / "tests" / "checkpoints" / f"format-{number}.ckpt"
+    settings = (f"inference.checkpoint_path={path}", PROTOCOLS)
+    here, outcome = evaluate_here(table, Run(tmp_path, ""), tmp_path / "e.json", *settings)
+    sampled = here["sampled_figures"]["test"]
+    assert list(sampled) == ["uniform-100", "popularity-100"]
+    for figures in (here["figures"]["test"], *sampled.values()):
+        assert list(figures) == ["popularity", "item-item", f"BERT4Rec ({path.name})"]
+    assert sampled["uniform-100"]["popularity"]["test_uniform-100_mrr"] >= 0.5  # of at most two
+    assert "3 of 3 users have fewer than 100 items left to draw for uniform-100" in outcome.out
+    again, _ = evaluate_here(table, Run(tmp_path, ""), tmp_path / "again.json", *settings)
+    assert all(here[part] == again[part] for part in ("figures", "sampled_figures", "details"))
 
 
 def test_holding_out_by_hand() -> None:
