@@ -23,6 +23,10 @@ def predict(config: Config) -> None:
     from src.data.sequences import encode
     from src.run_folder import RunFolder
 
+    if config.inference.evaluate:
+        from src.evaluation.run import evaluate
+
+        return evaluate(config)
     say = rank_zero_only(print)
     settings = config.inference
     folder = RunFolder.at(config.output_dir)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
     from src.data import BERT4RecDataModule
+    from src.data.titles import Titles
     from src.models import BERT4Rec
     from src.run_folder import RunFolder
 
@@ -28,18 +29,23 @@ def train(config: Config) -> float | None:
     import pytorch_lightning as pl
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    from src import checkpoint, report, resume
+    from src import checkpoint, logs, report, resume
     from src.callbacks import LastCheckpoint
+    from src.config import flat_settings
+    from src.data.titles import read_titles
     from src.errors import UserError
     from src.run_folder import RunFolder
 
     cli.quiet()
     say = rank_zero_only(print)
     pl.seed_everything(config.seed, verbose=False)
+    titles = read_titles(config.data.items_file)
     data = build_data(config)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
     say(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    if config.auto:
+        config = size_by_data(config, data)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
         say(
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
@@ -66,8 +72,9 @@ def train(config: Config) -> float | None:
     if trainer.is_global_zero and not keeps_results and (archived := folder.archive(results_only=goes_on_here)):
         say(f"the earlier {'results' if goes_on_here else 'run'} went to {archived}")
     del content
+    logs.log_settings(trainer, flat_settings(config))
     fit(trainer, model, data, path)
-    return finish(config, folder, trainer, model, data, last.total_seconds())
+    return finish(config, folder, trainer, model, data, titles, last.total_seconds())
 
 
 def prepare_resume(
@@ -147,6 +154,27 @@ def build_data(config: Config) -> "BERT4RecDataModule":
     )
 
 
+def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
+    """Choose what `experiment=auto` leaves open, say why, and let the data module know."""
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    from src import auto
+
+    on_gpu = config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    config, reasons = auto.choose(
+        config,
+        data.summary["train_users"],
+        data.num_items,
+        auto.given_keys(HydraConfig.get().overrides.task),
+        auto.memory_of(torch.device("cuda" if on_gpu else "cpu")),
+    )
+    rank_zero_only(print)(reasons)
+    data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
+    return config
+
+
 def build_model(config: Config, num_items: int) -> "BERT4Rec":
     from src.models import BERT4Rec
 
@@ -180,9 +208,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
 
-    from src import resume
+    from src import logs, resume
     from src.callbacks import LastCheckpoint
     from src.errors import UserError
 
@@ -198,15 +225,14 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
         callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
         if training.early_stopping:
             callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
-    if training.scheduler != "none" or training.warmup_steps:
-        callbacks.append(LearningRateMonitor("step"))
+    log_to = logs.loggers(training.logger, folder, steps)
+    if log_to:
+        is_constant = training.scheduler == "none" and not training.warmup_steps
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
     callbacks.append(last)  # after the best one, of which it keeps the state
-    # Points that a killed session drew after the checkpoint are drawn again; what is drawn at the start is there.
-    resumed: dict[str, Any] = {"purge_step": steps, "default_hp_metric": False} if steps else {}
-    logger = TensorBoardLogger(folder.root, name=folder.logs.name, version="", **resumed)
     try:
-        return _trainer(training, callbacks, logger)
+        return _trainer(training, callbacks, log_to)
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(
             f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
@@ -214,7 +240,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
         ) from error
 
 
-def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "Logger") -> "pl.Trainer":
+def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "list[Logger]") -> "pl.Trainer":
     import pytorch_lightning as pl
 
     from src.checkpoint import SafeCheckpointIO
@@ -230,7 +256,7 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", logger: "
         gradient_clip_val=training.gradient_clip,
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
-        logger=logger,
+        logger=log_to,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own samplers share the rows out
@@ -255,47 +281,65 @@ def finish(
     trainer: "pl.Trainer",
     model: "BERT4Rec",
     data: "BERT4RecDataModule",
+    titles: "Titles",
     seconds: float,
 ) -> float | None:
-    """Evaluate the best checkpoint beside popularity, write metrics.json and print the closing table."""
+    """Evaluate the best checkpoint beside the baselines, write metrics.json and print the closing table."""
     import json
     from dataclasses import asdict
 
     import torch
 
-    from src import baselines, ranking, report
+    from src import logs, report
+    from src.config import flat_settings
     from src.data import sample
+    from src.evaluation.contest import Contest, tables_of
 
-    topk = list(config.evaluation.topk)
     content: dict[str, Any] = {"seconds": round(seconds, 1), "epochs": trainer.current_epoch}
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    monitored = None
+    contests: dict[str, Contest] = {}
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
+    name = f"BERT4Rec ({chosen.name})"
     loggers = trainer.loggers
     for stage in stages:
         trainer.loggers = [] if stage == "val" else loggers  # training has drawn these points already
-        evaluate = trainer.validate if stage == "val" else trainer.test
-        model_figures = dict(
-            evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)[0]
+        contest = Contest(
+            data.evaluation_set(from_end=1 if stage == stages[-1] else 2),
+            data.evaluated_user_ids(),
+            data.vocabulary.counts,
+            config.evaluation.protocols,
+            config.seed,
+            config.evaluation.topk,
         )
-        from_end = 1 if stage == stages[-1] else 2
-        popularity = torch.from_numpy(baselines.popularity_ranks(data.vocabulary, data.evaluation_set(from_end)))
-        rows = {
-            "popularity": ranking.metrics(popularity, topk, f"{stage}_"),
-            f"BERT4Rec ({chosen.name})": model_figures,
-        }
-        if stage == "test" and config.data.generate_sample:
-            reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
-            rows["best reachable"] = {key: reachable[key] for key in (k[5:] for k in model_figures) if key in reachable}
-        tables[stage] = rows
-        monitored = model_figures.get(config.training.monitor_metric, monitored)
-    content |= {"figures": tables, "data": data.summary, "settings": asdict(config), "torch": torch.__version__}
+        contest.add_baselines(data.spans)
+        model.observer = contest.observer()
+        evaluate = trainer.validate if stage == "val" else trainer.test
+        evaluate(model, datamodule=data, ckpt_path=str(chosen), weights_only=True, verbose=False)
+        contest.outcomes[name] = model.observer.compute()
+        contests[stage] = contest
+    trainer.loggers = loggers
+    content |= tables_of(contests, config.evaluation.bootstrap)
+    if "test" in contests and config.data.generate_sample:
+        reachable = json.loads(sample.best_reachable_path(data.path).read_text())["figures"]
+        wanted = [key.removeprefix("test_") for key in content["figures"]["test"]["popularity"]]
+        content["figures"]["test"]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
+    content["data"] = data.summary
+    content |= {"settings": asdict(config), "torch": torch.__version__}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
+        final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}
+        logs.log_end(trainer, flat_settings(config), final, model, data.vocabulary, titles)
+        if config.evaluation.report:
+            from src.evaluation import html
+
+            last = contests[stages[-1]] if stages else None
+            curves = html.read_curves(folder.logs)
+            html.write(folder.report, content, curves, last, data.vocabulary, titles, flat_settings(config))
         print("\n" + report.closing(folder))
         print("next        python predict_bert4rec.py, with the same overrides")
-    return monitored
+    if "val" not in contests:
+        return None
+    return float(content["figures"]["val"][name][config.training.monitor_metric])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ PATH_KEYS = (
     "output_dir",
     "data.data_dir",
     "data.data_file",
+    "data.items_file",
     "training.resume",
     "inference.checkpoint_path",
     "inference.output_path",

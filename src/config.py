@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,8 @@ SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
+LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
+PROTOCOLS = ("full", "uniform-100", "popularity-100")
 
 
 def _require(ok: bool, key: str, value: object, rule: str) -> None:
@@ -44,6 +47,7 @@ def _require_at_least(least: int, **values: int) -> None:
 class DataConfig:
     data_dir: str
     data_file: str
+    items_file: str | None
     generate_sample: bool
     batch_size: int
     min_interactions: int
@@ -139,6 +143,7 @@ class TrainingConfig:
     precision: str
     checkpoint_every_n_steps: int | None
     resume: Any
+    logger: list[str]
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -197,6 +202,12 @@ class TrainingConfig:
             "give true, false, auto or a checkpoint path",
         )
         _require(
+            set(self.logger) <= set(LOGGERS),
+            "training.logger",
+            list(self.logger),
+            f"choose from {', '.join(LOGGERS)}, or give [] for none",
+        )
+        _require(
             self.devices == "auto"
             or (type(self.devices) is int and self.devices >= 1)
             or (isinstance(self.devices, list) and self.devices != [] and all(type(d) is int for d in self.devices)),
@@ -210,20 +221,31 @@ class TrainingConfig:
 class EvaluationConfig:
     topk: list[int]
     filter_seen: bool
+    protocols: list[str]
     batch_size: int
+    bootstrap: int
+    report: bool
 
     def __post_init__(self) -> None:
         _require_at_least(1, evaluation__batch_size=self.batch_size)
+        _require_at_least(0, evaluation__bootstrap=self.bootstrap)
         _require(
             len(self.topk) > 0 and all(k >= 1 for k in self.topk),
             "evaluation.topk",
             list(self.topk),
             "give whole numbers of at least 1, such as [5,10]",
         )
+        _require(
+            "full" in self.protocols and set(self.protocols) <= set(PROTOCOLS),
+            "evaluation.protocols",
+            list(self.protocols),
+            f"choose full and, if you like, more of {', '.join(PROTOCOLS)}",
+        )
 
 
 @dataclass
 class InferenceConfig:
+    evaluate: bool
     checkpoint_path: str | None
     output_path: str | None
     topk: int
@@ -238,6 +260,7 @@ class InferenceConfig:
 @dataclass
 class Config:
     seed: int
+    auto: bool
     output_dir: str
     data: DataConfig
     model: ModelConfig
@@ -289,6 +312,19 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
         is_section = isinstance(field.type, type) and is_dataclass(field.type)
         keys += known_keys(field.type, name + ".") if is_section else [name]  # type: ignore[arg-type]
     return keys
+
+
+def flat_settings(config: Config) -> dict[str, str]:
+    """Every dotted key with its value as it would be written on the command line."""
+    return {key: value_text(attrgetter(key)(config)) for key in known_keys()}
+
+
+def value_text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(value_text(entry) for entry in value) + "]"
+    return str(value)
 
 
 def unknown_key_message(key: str) -> str:

@@ -57,6 +57,22 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
+def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """Rank of each row's target among its negatives alone; ties count against it.
+
+    Args:
+        scores: [B, V] from `candidate_scores`.
+        targets: [B] int64, the true token of each row. An excluded one is `UNRANKED`.
+        negatives: [B, n] int64, tokens; padding is no candidate.
+
+    Returns:
+        [B] int64, 0 to n.
+    """
+    target_scores = scores.gather(1, targets[:, None])  # [B, 1]
+    ranks = (scores.gather(1, negatives) >= target_scores).sum(dim=1)
+    return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
+
+
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best candidates of each row, best first.
 
@@ -104,9 +120,13 @@ def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
     Args:
         ranks: [users] int64, every user once, so that the figures do not depend on the batch size.
     """
-    figures: dict[str, float] = {}
+    return {f"{prefix}{name}": values.mean().item() for name, values in metrics_by_user(ranks, topk).items()}
+
+
+def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
+    """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
+    values: dict[str, Tensor] = {}
     for k in topk:
-        figures[f"{prefix}hit@{k}"] = hit(ranks, k).mean().item()
-        figures[f"{prefix}ndcg@{k}"] = ndcg(ranks, k).mean().item()
-    figures[f"{prefix}mrr"] = reciprocal_rank(ranks).mean().item()
-    return figures
+        values[f"hit@{k}"] = hit(ranks, k)
+        values[f"ndcg@{k}"] = ndcg(ranks, k)
+    return values | {"mrr": reciprocal_rank(ranks)}

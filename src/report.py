@@ -9,6 +9,12 @@ import pandas as pd
 from src.files import write_whole
 from src.run_folder import RunFolder
 
+STAGES = {"val": "validation", "test": "test"}
+PROTOCOLS = {
+    "uniform-100": "target among 100 items drawn uniformly: not comparable with the ranking of every item",
+    "popularity-100": "target among 100 items drawn by popularity: not comparable with the ranking of every item",
+}
+
 
 def describe_data(summary: dict[str, int], min_interactions: int, holdout: int) -> str:
     """What was read, what was left out and why, and what is evaluated; a few lines."""
@@ -36,10 +42,36 @@ def figures_table(rows: dict[str, dict[str, float]]) -> str:
     """A table of metrics: one line for each entry, one column for each metric.
 
     Args:
-        rows: name -> {"test_hit@10": ..., "test_ndcg@10": ..., ...}; prefixes are dropped from the column heads.
+        rows: name -> {"test_hit@10": ..., "test_uniform-100_hit@10": ..., ...}; the column heads say the metric and,
+            unless it is the full ranking, the protocol, not the stage.
     """
-    heads = {name: {key.split("_")[-1].upper(): value for key, value in row.items()} for name, row in rows.items()}
+    heads = {name: {_head(key): value for key, value in row.items()} for name, row in rows.items()}
     return str(pd.DataFrame.from_dict(heads, orient="index").to_string(float_format="{:.4f}".format, na_rep=""))
+
+
+def _head(key: str) -> str:
+    *before, metric = key.split("_")
+    return metric.upper() + "".join(f" {protocol}" for protocol in before[1:])
+
+
+def figures(content: dict[str, Any]) -> str:
+    """All tables of figures, from what metrics.json or evaluation.json holds; ends with an empty line."""
+    lines = []
+    for stage, rows in content["figures"].items():
+        lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows)]
+        lines += [*_intervals(content.get("details", {}).get(stage, {})), ""]
+        for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
+            lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
+    return "\n".join(lines)
+
+
+def _intervals(details: dict[str, Any]) -> list[str]:
+    """The model's 95% intervals in a line, if there are any."""
+    by_name = details.get("intervals", {}).get("full", {})
+    if not by_name:
+        return []
+    ends = list(by_name.values())[-1]
+    return ["95% interval: " + ", ".join(f"{key.upper()} {low:.4f} to {high:.4f}" for key, (low, high) in ends.items())]
 
 
 def closing(folder: RunFolder) -> str:
@@ -49,13 +81,14 @@ def closing(folder: RunFolder) -> str:
     """
     content = json.loads(folder.metrics.read_text())
     lines = [f"trained {content['epochs']} epochs in {content['seconds']:.0f} s", ""]
-    for stage, rows in content["figures"].items():
-        lines += [f"{'validation' if stage == 'val' else stage}, every item ranked", figures_table(rows), ""]
+    if content["figures"]:
+        lines.append(figures(content))
     paths = {
         "checkpoints": folder.last,
         "": folder.best,
         "logs": folder.logs,
         "figures": folder.metrics,
+        "report": folder.report,
         "predictions": folder.predictions,
     }
     return "\n".join(lines + [f"{name:<12}{path}" for name, path in paths.items() if path.exists()])

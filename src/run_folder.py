@@ -39,6 +39,16 @@ class RunFolder:
         return self.root / "metrics.json"
 
     @property
+    def report(self) -> Path:
+        """What `metrics` says, for people, with pictures."""
+        return self.root / "report.html"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures of `inference.evaluate=true`."""
+        return self.root / "evaluation.json"
+
+    @property
     def predictions(self) -> Path:
         return self.root / "predictions.csv"
 
@@ -53,7 +63,14 @@ class RunFolder:
             Where it went, or None if there was nothing.
         """
         kept = () if results_only else (self.checkpoints, self.logs)
-        files = [path for path in (*kept, self.metrics, self.predictions) if path.exists()]
+        results = (
+            self.metrics,
+            self.report,
+            self.evaluation,
+            self.evaluation.with_suffix(".html"),
+            self.predictions,
+        )
+        files = [path for path in (*kept, *results) if path.exists()]
         if not files:
             return None
         stamp = datetime.fromtimestamp(max(path.stat().st_mtime for path in files)).strftime("%Y-%m-%d_%H-%M-%S")

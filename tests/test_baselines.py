@@ -1,21 +1,20 @@
-"""Popularity, against the ranks of the same scores by the general way."""
+"""Popularity and successors of the last item, against counting in plain Python."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import baselines, ranking
+from src import ranking
+from src.baselines import LastItemSuccessors, Popularity
 from src.data.batching import EvaluationSet
-from src.data.sequences import Sequences, evaluation_spans
-from src.data.vocabulary import Vocabulary
+from src.data.sequences import Sequences, evaluation_spans, training_spans
+from src.evaluation.observer import Observer, Scorer, observe
 from tests.data import NUM_ITEMS, histories_strategy, sequences_of
-
-
-def vocabulary_of(counts: list[int]) -> Vocabulary:
-    return Vocabulary(pa.array([f"i{row}" for row in range(len(counts))]), np.array(counts, dtype=np.int64))
 
 
 def evaluation_set(sequences: Sequences, num_items: int, exclude_seen: bool) -> EvaluationSet:
@@ -23,30 +22,43 @@ def evaluation_set(sequences: Sequences, num_items: int, exclude_seen: bool) -> 
     return EvaluationSet(sequences.tokens, histories, num_items, 4, exclude_seen, targets)
 
 
-def ranks_by_scores(counts: list[int], dataset: EvaluationSet) -> list[int]:
-    """The popularity of every item as its score, [MASK] and padding above all."""
-    ranks: dict[int, int] = {}
-    for batch in dataset[np.arange(len(dataset.targets))]:
-        scores = torch.tensor([1e9, *counts, 1e9], dtype=torch.float64).repeat(len(batch.targets), 1)
-        scores = ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
-        part = ranking.target_ranks(scores, batch.targets)
-        ranks |= dict(zip(batch.users.tolist(), part.tolist(), strict=True))
-    return [ranks[row] for row in range(len(dataset.targets))]
+def ranks_of(scorer: Scorer, dataset: EvaluationSet) -> list[int]:
+    return observe(scorer, dataset, Observer({}, 3), batch_size=2).ranks["full"].tolist()
+
+
+def rank_by_hand(keys: dict[int, tuple[int, ...]], target: int, out: set[int]) -> int:
+    if target in out:
+        return ranking.UNRANKED
+    return sum(keys[item] >= keys[target] for item in keys if item not in out) - 1
+
+
+counts_strategy = st.lists(st.integers(0, 5), min_size=NUM_ITEMS, max_size=NUM_ITEMS)
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    histories=histories_strategy,
-    counts=st.lists(st.integers(0, 5), min_size=NUM_ITEMS, max_size=NUM_ITEMS),
-    exclude_seen=st.booleans(),
-)
-def test_ranks_are_those_of_the_counts_as_scores(
-    histories: list[list[int]], counts: list[int], exclude_seen: bool
+@given(histories=histories_strategy, counts=counts_strategy, exclude_seen=st.booleans(), max_len=st.integers(2, 5))
+def test_ranks_are_those_of_plain_counting(
+    histories: list[list[int]], counts: list[int], exclude_seen: bool, max_len: int
 ) -> None:
-    dataset = evaluation_set(sequences_of([*histories, [1, 2]]), NUM_ITEMS, exclude_seen)
-    ranks = baselines.popularity_ranks(vocabulary_of(counts), dataset)
-    assert ranks.dtype == np.int64
-    assert ranks.tolist() == ranks_by_scores(counts, dataset)
+    histories = [*histories, [1, 2]]
+    sequences = sequences_of(histories)
+    dataset = replace(evaluation_set(sequences, NUM_ITEMS, exclude_seen), max_len=max_len)
+    spans = training_spans(sequences, 1)
+    follows = Counter(
+        pair
+        for history in histories
+        for training in [history[:-1] if len(history) > 1 else history]
+        for pair in itertools.pairwise(training)
+    )
+    popularity, successors = [], []
+    for *history, target in (history for history in histories if len(history) > 1):
+        out = set(history) if exclude_seen else set()
+        items = range(1, NUM_ITEMS + 1)
+        popularity.append(rank_by_hand({item: (counts[item - 1],) for item in items}, target, out))
+        keys = {item: (follows[history[-1], item], counts[item - 1]) for item in items}
+        successors.append(rank_by_hand(keys, target, out))
+    assert ranks_of(Popularity(np.array(counts)), dataset) == popularity
+    assert ranks_of(LastItemSuccessors(sequences.tokens, spans, np.array(counts)), dataset) == successors
 
 
 @pytest.mark.parametrize(
@@ -57,8 +69,29 @@ def test_ranks_are_those_of_the_counts_as_scores(
         (True, [0, 3, ranking.UNRANKED, ranking.UNRANKED]),
     ],
 )
-def test_ranks_by_hand(exclude_seen: bool, expected: list[int]) -> None:
-    counts = [9, 5, 2, 2, 2]  # items 3, 4 and 5 share the last place
+def test_popularity_by_hand(exclude_seen: bool, expected: list[int]) -> None:
+    counts = np.array([9, 5, 2, 2, 2])  # items 3, 4 and 5 share the last place
     sequences = sequences_of([[1, 1, 2], [2, 4], [3, 1, 1], [5, 3, 5]])
-    dataset = evaluation_set(sequences, 5, exclude_seen)
-    assert baselines.popularity_ranks(vocabulary_of(counts), dataset).tolist() == expected
+    assert ranks_of(Popularity(counts), evaluation_set(sequences, 5, exclude_seen)) == expected
+
+
+def test_lists_of_the_item_item_baseline_are_successors_then_popular_items() -> None:
+    sequences = sequences_of([[1, 4, 1, 4, 1, 5, 2], [3, 1, 6], [6, 2]])
+    counts = np.array([1, 9, 8, 7, 6, 5])
+    scorer = LastItemSuccessors(sequences.tokens, training_spans(sequences, 1), counts)
+    lists = observe(scorer, evaluation_set(sequences, 6, False), Observer({}, 4)).lists
+    # 5 was followed by nothing in training; 1 twice by 4 and once by 5; 6 by nothing.
+    assert lists.tolist() == [[2, 3, 4, 5], [4, 5, 2, 3], [2, 3, 4, 5]]
+
+
+def test_a_user_without_history_gets_the_popular_items() -> None:
+    sequences = sequences_of([[3], [3, 1, 2]])
+    counts = np.array([1, 5, 2])
+    histories = sequences.histories
+    targets = sequences.tokens[histories.stops - 1]
+    before = type(histories)(histories.starts, histories.stops - 1)
+    dataset = EvaluationSet(sequences.tokens, before, 3, 4, False, targets)
+    scorer = LastItemSuccessors(sequences.tokens, training_spans(sequences, 1), counts)
+    assert observe(scorer, dataset, Observer({}, 3)).lists.tolist() == [[2, 3, 1], [2, 3, 1]]
+    alone = EvaluationSet(sequences.tokens, before[np.array([0])], 3, 4, False, targets[:1])
+    assert observe(scorer, alone, Observer({}, 3)).lists.tolist() == [[2, 3, 1]]

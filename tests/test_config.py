@@ -85,8 +85,10 @@ SPEC = {
 }
 ADDED = {
     "seed": 42,
+    "auto": False,
     "output_dir": "saved/bert4rec",
     "data.generate_sample": False,
+    "data.items_file": None,
     "data.holdout": 2,
     "data.window_stride": None,
     "model.mask_token_share": 0.8,
@@ -113,9 +115,14 @@ ADDED = {
     "training.devices": "auto",
     "training.strategy": "auto",
     "training.resume": False,
+    "training.logger": ["tensorboard", "csv"],
     "evaluation.topk": [10],
     "evaluation.filter_seen": True,
+    "evaluation.protocols": ["full"],
     "evaluation.batch_size": 256,
+    "evaluation.bootstrap": 1000,
+    "evaluation.report": True,
+    "inference.evaluate": False,
     "inference.checkpoint_path": None,
     "inference.output_path": None,
     "inference.topk": 10,
@@ -172,6 +179,7 @@ def seed_preset(data_file: str, max_len: int, dropout: float) -> dict[str, Any]:
 
 # Everything in which each preset differs from the defaults.
 EXPECTED: dict[str, dict[str, Any]] = {
+    "auto": {"auto": True},
     "small": sizes(32, 2, 2, 30),
     "medium": sizes(64, 4, 3, 50),
     "large": sizes(128, 8, 4, 200),
@@ -261,6 +269,9 @@ TOO_FAR: dict[str, list[Any]] = {
     "training.resume": [None, 1, ["a"]],
     "evaluation.batch_size": [0],
     "evaluation.topk": [[], [0], [10, -5]],
+    "evaluation.bootstrap": [-1],
+    "training.logger": [["banana"], ["csv", "CSV"]],
+    "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
     "inference.topk": [0],
     "inference.batch_size": [0],
 }
@@ -342,6 +353,7 @@ def test_metrics_that_may_be_monitored() -> None:
         ("training.max_steps", "all"),
         ("evaluation.topk", 10),
         ("evaluation.topk", None),
+        ("evaluation.protocols", "full"),
         ("inference.topk", "ten"),
         ("model", 3),
     ],

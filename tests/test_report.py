@@ -62,6 +62,29 @@ def test_table_of_figures() -> None:
     ]
 
 
+def test_a_sampled_figure_says_so_in_its_column_and_above_its_table(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    rows = {"a": {"val_hit@5": 0.25}}
+    sampled = {"val": {"uniform-100": {"a": {"val_uniform-100_hit@5": 0.75}}}}
+    content = {"seconds": 1.0, "epochs": 1, "figures": {"val": rows}, "sampled_figures": sampled}
+    report.write_json(folder.metrics, content)
+    assert report.closing(folder).splitlines()[2:8] == [
+        "validation, every item ranked",
+        "   HIT@5",
+        "a 0.2500",
+        "",
+        "validation, target among 100 items drawn uniformly: not comparable with the ranking of every item",
+        "   HIT@5 uniform-100",
+    ]
+
+
+def test_intervals_of_the_model_stand_below_its_table(tmp_path: Path) -> None:
+    ends = {"hit@5": [0.2, 0.3], "mrr": [0.11, 0.12345]}
+    details = {"val": {"intervals": {"full": {"a": {}, "b": ends}, "uniform-100": {"b": {}}}}}
+    content = {"figures": {"val": {"a": {"val_hit@5": 0.25}}}, "details": details}
+    assert report.figures(content).splitlines()[-1] == "95% interval: HIT@5 0.2000 to 0.3000, MRR 0.1100 to 0.1235"
+
+
 def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     row = {"val_hit@5": 0.25, "val_mrr": 0.125}
@@ -87,12 +110,14 @@ def test_closing_names_the_figures_and_the_files_that_are_there(tmp_path: Path) 
     ]
     folder.best.write_bytes(b"")
     folder.logs.mkdir()
+    folder.report.write_text("")
     folder.predictions.write_text("user,item\n")
-    assert report.closing(folder).splitlines()[-5:] == [
+    assert report.closing(folder).splitlines()[-6:] == [
         f"checkpoints {folder.last}",
         f"            {folder.best}",
         f"logs        {folder.logs}",
         f"figures     {folder.metrics}",
+        f"report      {folder.report}",
         f"predictions {folder.predictions}",
     ]
 

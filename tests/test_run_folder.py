@@ -18,6 +18,9 @@ def write_run(folder: RunFolder, content: str) -> dict[str, str]:
         folder.logs / "events.out.tfevents.1",
         folder.logs / "deeper" / "more",
         folder.metrics,
+        folder.report,
+        folder.evaluation,
+        folder.evaluation.with_suffix(".html"),
         folder.predictions,
     ]
     for number, path in enumerate(files):
@@ -34,6 +37,8 @@ def read(root: Path) -> dict[str, str]:
 def test_paths_are_those_of_the_guide() -> None:
     folder = RunFolder.at("saved/bert4rec")
     names = [folder.last, folder.best, folder.logs, folder.metrics, folder.predictions]
+    assert folder.report.name == "report.html"
+    assert folder.evaluation.name == "evaluation.json"
     assert [path.relative_to("saved/bert4rec").as_posix() for path in names] == [
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
@@ -59,7 +64,7 @@ def test_nothing_to_archive(tmp_path: Path) -> None:
 def test_archive_moves_everything_of_the_run_and_nothing_else(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run with = and spaces")
     run = write_run(folder, "first")
-    assert len(run) == 6
+    assert len(run) == 9
     (folder.root / "notes.txt").write_text("mine")
     place = folder.archive()
     assert place is not None
@@ -86,7 +91,7 @@ def test_runs_of_the_same_second_stay_apart(tmp_path: Path) -> None:
     runs, places = [], []
     for content in ("first", "second", "third"):
         runs.append(write_run(folder, content))
-        for path in (folder.checkpoints, folder.logs, folder.metrics, folder.predictions):
+        for path in folder.root.iterdir():
             os.utime(path, (1_700_000_000, 1_700_000_000))
         place = folder.archive()
         assert place is not None
@@ -95,7 +100,7 @@ def test_runs_of_the_same_second_stay_apart(tmp_path: Path) -> None:
     assert [read(place) for place in places] == runs
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "logs", "metrics", "predictions"])
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "metrics", "report", "evaluation", "predictions"])
 def test_what_an_unfinished_run_left_is_kept_too(tmp_path: Path, name: str) -> None:
     folder = RunFolder(tmp_path)
     path: Path = getattr(folder, name)

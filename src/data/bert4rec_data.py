@@ -46,6 +46,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     sequences: Sequences
     vocabulary: Vocabulary
+    user_ids: pa.StringArray
     summary: dict[str, int]
 
     def __init__(
@@ -113,6 +114,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         counts = np.bincount(train_tokens, minlength=len(item_ids) + 1)[1:]
         self.vocabulary = Vocabulary(pa.array(item_ids, pa.string()), counts)
         is_short = lengths < self.min_interactions
+        self.user_ids = interactions.user_ids.filter(~is_short)
         self.summary = {
             "rows": int(lengths.sum()),
             "users": len(lengths),
@@ -176,6 +178,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
             targets,
             tokens_per_part=TOKENS_PER_PART if self._on_cpu() else None,
         )
+
+    def evaluated_user_ids(self) -> pa.StringArray:
+        """Ids of the users of an evaluation set, in its order."""
+        users, _, _ = evaluation_spans(self.sequences, self.holdout, from_end=1)
+        return self.user_ids.take(pa.array(users))
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, and by what the table is known again; plain containers, as in every checkpoint."""

@@ -117,6 +117,7 @@ class BERT4Rec(pl.LightningModule):
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
+        self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
     def load_from_checkpoint(
@@ -217,7 +218,11 @@ class BERT4Rec(pl.LightningModule):
 
     def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
         for part in batch:
-            self.ranks.update(ranking.target_ranks(self.candidate_scores(part), part.targets))
+            scores = self.candidate_scores(part)
+            ranks = ranking.target_ranks(scores, part.targets)
+            self.ranks.update(ranks)
+            if self.observer is not None:
+                self.observer.update(part.users, ranks, scores, part.targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")
@@ -232,6 +237,8 @@ class BERT4Rec(pl.LightningModule):
         self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
         figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
+        if self.observer is not None:
+            self.observer.compute()  # while the processes are together; it keeps the result
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:

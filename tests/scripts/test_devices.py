@@ -24,6 +24,7 @@ from tests.scripts.conftest import (
 from tests.scripts.test_resume import points, training_state
 
 PLAIN = ("model.dropout_rate=0", "model.mask_last_share=1", "training.lr=0.02", "training.num_epochs=2")
+PROTOCOLS = "evaluation.protocols=[full,uniform-100,popularity-100]"
 TWO = ("training.devices=2", "training.strategy=ddp")
 
 
@@ -65,8 +66,9 @@ def port() -> int:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text())["figures"]
-    return content
+    """All that evaluation found, intervals and slices too."""
+    content = json.loads((folder / "metrics.json").read_text())
+    return {key: content[key] for key in ("figures", "sampled_figures", "details")}
 
 
 def assert_close(one: Path, other: Path, tolerance: float) -> None:
@@ -97,8 +99,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         assert value == pytest.approx(same, abs=1e-5)
     assert {path.name for path in two.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
-    for folder in (one.folder, two.folder):  # of training, and of the test after it
-        assert len(list((folder / "logs").glob("events*"))) == 2
+    for folder in (one.folder, two.folder):  # of training, of the test after it, and of the closing figures
+        assert len(list((folder / "logs").glob("events*"))) == 3
 
 
 @pytest.mark.parametrize("users", [1, 2, 3, 23])
@@ -116,7 +118,7 @@ def test_figures_are_those_of_one_process_whatever_the_count(
         for n, item in enumerate(table.histories[user])
     ]
     other = write_table(tmp_path / "ratings.csv", [*rows, *short]) if users < 23 else table
-    settings = (*PLAIN, "data.min_interactions=1", "evaluation.batch_size=2", "data.batch_size=12")
+    settings = (*PLAIN, "data.min_interactions=1", "evaluation.batch_size=2", "data.batch_size=12", PROTOCOLS)
     one = train_here(other, tmp_path / "one", *settings)
     state = training_state(one.last)
     overrides = (*other.overrides, f"output_dir={tmp_path / 'one'}", *TINY, *TWO, *settings, "data.batch_size=6")
@@ -148,7 +150,7 @@ def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: in
     overrides = (*table.overrides, f"output_dir={tmp_path}", *TINY, *TWO, *PLAIN)
     answer = sessions("train", *overrides, environments=slurm(port))
     assert answer["codes"] == [0, 0], answer["errors"]
-    assert set(figures(tmp_path)) == {"val", "test"}
+    assert set(figures(tmp_path)["figures"]) == {"val", "test"}
 
 
 def test_two_processes_stop_and_go_on_as_if_they_had_not(

@@ -96,8 +96,12 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(ordered), {"scalars": 0})
     events.Reload()
     shutil.rmtree(ordered)
-    names = set(events.Tags()["scalars"]) - {"hp_metric"}  # a placeholder of Lightning's, drawn at each start
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    found = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    # How fast a session was is nobody's promise, but it says so once an epoch at the most. Final figures are drawn by
+    # each session that comes to its end.
+    epochs = [step for step, _ in found.pop("sequences_per_second", [])]
+    assert epochs == sorted(set(epochs) & {step for step, _ in found["train_loss"]})
+    return {name: curve for name, curve in found.items() if not name.startswith("final/")}
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -91,10 +91,33 @@ def test_metrics_json_has_all_figures_and_the_settings_that_made_them(launched: 
     assert content["settings"] == asdict(compose(*launched.overrides))
     assert set(content["figures"]) == {"val", "test"}
     for stage, names in (("val", VALIDATION), ("test", TEST)):
-        assert set(content["figures"][stage]) == {"popularity", "BERT4Rec (best.ckpt)"}
+        assert list(content["figures"][stage]) == ["popularity", "item-item", "BERT4Rec (best.ckpt)"]
         for figures in content["figures"][stage].values():
             assert set(figures) == names
             assert all(0.0 < value <= 1.0 for value in figures.values())
+
+
+def test_sampled_protocols_stand_apart_under_names_of_their_own(table: Table, tmp_path: Path) -> None:
+    protocols = "evaluation.protocols=[full,uniform-100,popularity-100]"
+    plain = train_here(table, tmp_path / "plain", TWO_EPOCHS)
+    run = train_here(table, tmp_path / "sampled", TWO_EPOCHS, protocols, "evaluation.batch_size=5")
+    assert metrics(run.folder)["figures"] == metrics(plain.folder)["figures"]
+    assert metrics(plain.folder)["sampled_figures"] == {"val": {}, "test": {}}
+    sampled = metrics(run.folder)["sampled_figures"]
+    closing = run.out[run.out.index("trained 2 epochs") :]
+    for stage in ("val", "test"):
+        assert list(sampled[stage]) == ["uniform-100", "popularity-100"]
+        for protocol, rows in sampled[stage].items():
+            assert list(rows) == list(metrics(run.folder)["figures"][stage])
+            for figures in rows.values():
+                assert list(figures) == [f"{stage}_{protocol}_{name}" for name in ("hit@10", "ndcg@10", "mrr")]
+        # 17 items: every item that the user has not is a negative, so that uniform-100 ranks like the full protocol.
+        for name, figures in metrics(run.folder)["figures"][stage].items():
+            wanted = {key.replace("_", "_uniform-100_", 1): value for key, value in figures.items()}
+            assert sampled[stage]["uniform-100"][name] == pytest.approx(wanted)
+    assert closing.count("100 items drawn uniformly: not comparable") == 2
+    assert closing.count("HIT@10 popularity-100") == 2
+    assert "23 of 23 users have fewer than 100 items left to draw for uniform-100" in run.out
 
 
 def test_the_summary_says_what_was_read_and_what_was_left_out(launched: Launched) -> None:
@@ -258,6 +281,42 @@ def test_the_same_seed_gives_identical_weights_and_figures_and_another_does_not(
     assert curve(one.folder, "train_loss") == curve(same.folder, "train_loss")
     assert not same_weights(one.last, other.last)
     assert curve(one.folder, "train_loss") != curve(other.folder, "train_loss")
+
+
+def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item,title\n0012,Twelve & more\n", encoding="utf-8")
+    titles = f"data.items_file={tmp_path / 'items.csv'}"
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "evaluation.report=true", titles)
+    text = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert f"report      {run.folder / 'report.html'}" in run.out
+    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences a second"):
+        assert f'alt="{alt}"' in text
+    assert "Twelve &amp; more" in text
+    assert "training.num_epochs" in text
+    assert f"{metrics(run.folder)['figures']['test']['item-item']['test_mrr']:.4f}" in text
+    nothing = train_here(table, tmp_path / "all", TWO_EPOCHS, "evaluation.report=true", "data.holdout=0")
+    assert 'alt="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: Path) -> None:
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path / 'run'}", *TINY, "data.items_file=no such.csv")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: there is no file no such.csv")
+    assert not (tmp_path / "run").exists()
+
+
+def test_logs_have_rates_throughput_settings_and_embeddings(table: Table, tmp_path: Path) -> None:
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03")
+    assert [value for _, value in curve(run.folder, "lr-Adam")] == pytest.approx([0.03, 0.03])
+    assert all(value > 0 for _, value in curve(run.folder, "sequences_per_second"))
+    final = metrics(run.folder)["figures"]["test"]["BERT4Rec (best.ckpt)"]["test_mrr"]
+    assert curve(run.folder, "final/test_mrr")[0][1] == pytest.approx(final)
+    assert (run.folder / "logs" / "projector_config.pbtxt").is_file()
+    lines = (run.folder / "logs" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"train_loss", "val_ndcg@10", "test_mrr", "sequences_per_second"} <= set(lines[0].split(","))
+    silent = train_here(table, tmp_path / "silent", TWO_EPOCHS, "training.logger=[]", "evaluation.report=true")
+    assert not (silent.folder / "logs").exists()
+    assert "Training loss" not in (silent.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_early_stopping_stops_after_the_patience_and_only_when_asked(table: Table, tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Evaluation of a checkpoint on a table, as a run of its own: `python predict_bert4rec.py inference.evaluate=true`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from src import checkpoint, cli, report
+from src.config import Config, flat_settings
+from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
+from src.data.interactions import Interactions, read_interactions
+from src.data.sequences import Indices, Spans
+from src.data.titles import read_titles
+from src.data.vocabulary import Vocabulary
+from src.errors import UserError
+from src.evaluation.contest import Contest, tables_of
+from src.run_folder import RunFolder
+
+
+class HeldOut(NamedTuple):
+    """The last item of every user of a table, in the tokens of a vocabulary that exists already.
+
+    Attributes:
+        tokens: [R] int64, all interactions with known items, grouped by user and in order of time.
+        users: [E] int64, rows of the table's users that can be evaluated.
+        histories: what comes before the target, E spans.
+        targets: [E] int64.
+        training: what training on this table would have seen, spans.
+        unknown_targets: users left out because the model does not know their last item.
+    """
+
+    tokens: Indices
+    users: Indices
+    histories: Spans
+    targets: Indices
+    training: Spans
+    unknown_targets: int
+
+
+def evaluate(config: Config) -> None:
+    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report."""
+    settings, folder = config.inference, RunFolder.at(config.output_dir)
+    checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
+    output_path = Path(settings.output_path or folder.evaluation).expanduser()
+    titles = read_titles(config.data.items_file)
+    model, vocabulary = checkpoint.load(checkpoint_path)
+    path = Path(config.data.data_dir).expanduser() / config.data.data_file
+    interactions = read_interactions(path)
+    held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
+    if not len(held_out.users):
+        raise UserError(
+            f"{path} has nobody to evaluate: it takes data.min_interactions={config.data.min_interactions}"
+            f" interactions, more than data.holdout={max(1, config.data.holdout)}, and a last item that"
+            f" {checkpoint_path} knows"
+        )
+    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    print(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
+    print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
+    _warn(held_out, vocabulary)
+
+    filter_seen = config.evaluation.filter_seen
+    contest = Contest(
+        EvaluationSet(
+            held_out.tokens, held_out.histories, model.num_items, model.max_len, filter_seen, held_out.targets
+        ),
+        interactions.user_ids.take(pa.array(held_out.users)),
+        vocabulary.counts,
+        config.evaluation.protocols,
+        config.seed,
+        config.evaluation.topk,
+    )
+    contest.add_baselines(held_out.training)
+    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, model, contest)
+    content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
+    content |= {"data": {"path": str(path), "rows": len(interactions.items), "users": len(interactions.user_ids)}}
+    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config)}
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    report.write_json(output_path, content)
+    print("\n" + report.figures(content))
+    print(f"figures     {output_path}")
+    if config.evaluation.report:
+        from src.evaluation import html
+
+        html_path = output_path.with_suffix(".html")
+        html.write(html_path, content, {}, contest, vocabulary, titles, flat_settings(config))
+        print(f"report      {html_path}")
+
+
+def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interactions: int, holdout: int) -> HeldOut:
+    """Split a table as training does: users with enough interactions, the last one a target, `holdout` not trained on.
+
+    Args:
+        holdout: 1 or 2, see `src.data.sequences.training_spans`.
+    """
+    tokens = vocabulary.encode(interactions.item_ids)[interactions.items]  # [rows], 0 where unknown
+    place = np.concatenate([[0], (tokens != 0).cumsum()])  # of each row among the known ones
+    lengths, stops = interactions.lengths, interactions.offsets[1:]
+    is_kept = lengths >= min_interactions
+    is_evaluated = is_kept & (lengths > holdout)
+    training_stops = stops - np.where(lengths > holdout, holdout, 0)
+    training = Spans(place[interactions.offsets[:-1]], place[training_stops])[is_kept]
+    is_known = tokens[stops - 1] != 0
+    users = np.flatnonzero(is_evaluated & is_known)
+    return HeldOut(
+        tokens=tokens[tokens != 0],
+        users=users,
+        histories=Spans(place[interactions.offsets[users]], place[stops[users] - 1]),
+        targets=tokens[stops[users] - 1],
+        training=training,
+        unknown_targets=int((is_evaluated & ~is_known).sum()),
+    )
+
+
+def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
+    if held_out.unknown_targets:
+        print(
+            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item and"
+            " would miss all of them"
+        )
+    counts = np.bincount(held_out.tokens, minlength=len(vocabulary) + 1)[1:]
+    if np.array_equal(counts, vocabulary.counts):
+        print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
+
+
+def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
+    cli.quiet()
+    trainer = pl.Trainer(
+        accelerator=config.training.accelerator,
+        devices=1,
+        precision=config.training.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_model_summary=False,
+    )
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    evaluation_set = replace(contest.evaluation_set, tokens_per_part=TOKENS_PER_PART if on_cpu else None)
+    by_length = np.argsort(evaluation_set.histories.last(model.max_len - 1).lengths, kind="stable")
+    loader = DataLoader(
+        evaluation_set, sampler=OrderedBatches(by_length, config.evaluation.batch_size), batch_size=None
+    )
+    model.topk = config.evaluation.topk
+    model.observer = contest.observer()
+    trainer.test(model, loader, verbose=False)
+    return model.observer.compute()
