@@ -1,9 +1,9 @@
 """Draws learning curves: a figure of validation against minutes of training, a line for each run.
 
-python -m tests.benchmarks.curves --out curves.png --figure val_ndcg@10 --level "RecTools=0.1618" saved/ml-1m saved/other=label
+python -m tests.benchmarks.curves --out curves.png --level "RecTools=0.1618" saved/ml-1m saved/other=label
 
-Prints, for each run, how long it took to reach each of `--reach`. The minutes are those of the TensorBoard points, so that
-validation and checkpoints count as well.
+Prints, for each run, how long it took to reach each of `--reach`. The minutes are those of the
+TensorBoard points, so that validation and checkpoints count as well.
 """
 
 import argparse
