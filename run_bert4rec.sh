@@ -34,7 +34,10 @@ if (($# == 0)); then usage >&2; exit 2; fi
 command=$1
 shift
 case $command in
-train | predict | both | sample) setup "" ;;
+train | predict | both | sample)
+    setup ""
+    export RUN_BERT4REC=1 # the scripts then say ./run_bert4rec.sh in what they propose to run next
+    ;;
 test) setup "[dev]" ;;
 -h | --help | help) usage; exit ;;
 *) usage >&2; exit 2 ;;

@@ -3,6 +3,7 @@
 python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -108,13 +109,13 @@ def prepare_resume(
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
     """Train, and say in one line why that ended where it did before its end."""
     from src.callbacks import LastCheckpoint
-    from src.errors import UserError
+    from src.errors import StoppedError, UserError
 
     try:
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if trainer.interrupted and trainer.is_global_zero:
-            raise UserError(
+            raise StoppedError(
                 f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
                 " from the checkpoint before that"
             ) from stop
@@ -209,9 +210,10 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
-    from src import logs, resume
+    from src import logs, resume, sweep
     from src.callbacks import LastCheckpoint
     from src.errors import UserError
+    from src.pruning import Pruning
 
     training = config.training
     save: dict[str, Any] = {
@@ -229,6 +231,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
         callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
+    if (trial := sweep.current_trial()) is not None:
+        callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
     callbacks.append(last)  # after the best one, of which it keeps the state
     try:
@@ -243,7 +247,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
 def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "list[Logger]") -> "pl.Trainer":
     import pytorch_lightning as pl
 
-    from src.checkpoint import SafeCheckpointIO
+    from src.checkpoint_io import SafeCheckpointIO
 
     return pl.Trainer(
         accelerator=training.accelerator,
@@ -290,7 +294,7 @@ def finish(
 
     import torch
 
-    from src import logs, report
+    from src import logs, report, sweep
     from src.config import flat_settings
     from src.data import sample
     from src.evaluation.contest import Contest, tables_of
@@ -336,10 +340,27 @@ def finish(
             curves = html.read_curves(folder.logs)
             html.write(folder.report, content, curves, last, data.vocabulary, titles, flat_settings(config))
         print("\n" + report.closing(folder))
-        print("next        python predict_bert4rec.py, with the same overrides")
+        if not sweep.is_running():  # a sweep has a closing of its own
+            print(next_steps(config, folder, chosen))
     if "val" not in contests:
         return None
     return float(content["figures"]["val"][name][config.training.monitor_metric])
+
+
+def next_steps(config: Config, folder: "RunFolder", chosen: "Path") -> str:
+    """What to run next, ready to be pasted."""
+    from src import report
+
+    steps = {"recommend": cli.command("predict")}
+    if chosen == folder.best:
+        steps["of the best"] = cli.command("predict", f"inference.checkpoint_path={folder.best}")
+    if config.data.holdout:
+        steps["evaluate"] = cli.command("predict", "inference.evaluate=true")
+    if "tensorboard" in config.training.logger:
+        steps["curves"] = f"tensorboard --logdir {shlex.quote(str(folder.logs))}"
+    epochs = f"training.num_epochs={2 * config.training.num_epochs}"
+    steps["longer"] = cli.command("train", "training.resume=true", epochs, keeps_all=True)
+    return report.next_steps(steps)
 
 
 if __name__ == "__main__":

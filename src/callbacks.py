@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
 from src import resume
-from src.errors import UserError
+from src.errors import StoppedError, UserError
 from src.files import PART
 
 # Kind of random draws, apart from those of `src.data.batching`.
@@ -71,8 +71,8 @@ class LastCheckpoint(Checkpoint):
         if stopping is not None and self.rewinds:  # had it stopped already, and would it still?
             waited = checkpoint["callbacks"].get(stopping.state_key, {}).get("wait_count", 0)
             trainer.should_stop = waited >= stopping.patience
-        if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent:
-            resume.move_to(checkpoint, self.path.parent.resolve())
+        if trainer.ckpt_path:  # where it is now: Lightning takes up the best of before only if it is this run's folder
+            resume.move_to(checkpoint, Path(trainer.ckpt_path).resolve().parent)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -182,6 +182,7 @@ class LastCheckpoint(Checkpoint):
                 trainer,
                 f"training was stopped by {name} after step {trainer.global_step}, in epoch {trainer.current_epoch}:"
                 f" {self.path} has it all, go on with training.resume=true",
+                StoppedError,
             )
 
     def _restore_handlers(self) -> None:
@@ -210,8 +211,8 @@ def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     )
 
 
-def _end(trainer: pl.Trainer, message: str) -> None:
+def _end(trainer: pl.Trainer, message: str, kind: type[UserError] = UserError) -> None:
     """End all processes; one of them says why."""
     if trainer.is_global_zero:
-        raise UserError(message)
+        raise kind(message)
     raise SystemExit(1)

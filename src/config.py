@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,22 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from src.errors import UserError
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Settings whose values are taken as they stand: Hydra's grammar stumbles over `~`, `=`, `,` and letters beyond ASCII.
+PATH_KEYS = (
+    "output_dir",
+    "data.data_dir",
+    "data.data_file",
+    "data.items_file",
+    "training.resume",
+    "inference.checkpoint_path",
+    "inference.output_path",
+    "inference.users",
+    "inference.history",
+    "inference.candidates",
+    "inference.exclude",
+    "inference.export",
+)
 SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 LOSSES = ("softmax", "sampled_softmax", "gbce")
@@ -64,7 +81,7 @@ class DataConfig:
             self.holdout in (0, 1, 2),
             "data.holdout",
             self.holdout,
-            "2 holds out a test and a validation item, 1 a validation item, 0 nothing",
+            "give 2 (a test and a validation item), 1 (a validation item) or 0 (nothing)",
         )
 
 
@@ -248,6 +265,11 @@ class InferenceConfig:
     evaluate: bool
     checkpoint_path: str | None
     output_path: str | None
+    users: str | None
+    history: str | None
+    candidates: str | None
+    exclude: str | None
+    export: str | None
     topk: int
     exclude_seen: bool
     with_scores: bool
@@ -255,6 +277,21 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(1, inference__topk=self.topk, inference__batch_size=self.batch_size)
+        _require(
+            self.export is None or self.export.endswith(".onnx"),
+            "inference.export",
+            self.export,
+            "give the name of a file that ends in .onnx",
+        )
+        narrower = ("users", "history", "candidates", "exclude")
+        for job, others in (("evaluate", ("export", *narrower)), ("export", narrower)):
+            beside = [f"inference.{name}" for name in others if getattr(self, name) is not None]
+            _require(
+                not (getattr(self, job) and beside),
+                f"inference.{job}",
+                getattr(self, job),
+                f"it goes without {' and '.join(beside)}",
+            )
 
 
 @dataclass
@@ -327,13 +364,74 @@ def value_text(value: object) -> str:
     return str(value)
 
 
+def is_whole_number(key: str) -> bool:
+    """Whether a setting takes whole numbers alone."""
+    section, _, name = key.rpartition(".")
+    schema = next((field.type for field in fields(Config) if field.name == section), Config)
+    return any(field.name == name and field.type is int for field in fields(schema))  # type: ignore[arg-type]
+
+
+# What other programs call a setting of ours.
+ALIASES = {
+    "learning_rate": "training.lr",
+    "epochs": "training.num_epochs",
+    "max_epochs": "training.num_epochs",
+    "patience": "training.early_stopping_patience",
+    "gpus": "training.devices",
+    "device": "training.accelerator",
+    "decay": "training.weight_decay",
+    "clip": "training.gradient_clip",
+    "negatives": "training.num_negatives",
+    "dropout": "model.dropout_rate",
+    "hidden_size": "model.hidden_units",
+    "hidden_dim": "model.hidden_units",
+    "embedding_dim": "model.hidden_units",
+    "d_model": "model.hidden_units",
+    "heads": "model.num_heads",
+    "n_heads": "model.num_heads",
+    "layers": "model.num_layers",
+    "n_layers": "model.num_layers",
+    "max_seq_len": "model.max_len",
+    "seq_len": "model.max_len",
+    "sequence_length": "model.max_len",
+    "workers": "data.num_workers",
+    "dir": "data.data_dir",
+    "file": "data.data_file",
+    "csv": "data.data_file",
+    "titles": "data.items_file",
+    "items": "data.items_file",
+    "loggers": "training.logger",
+    "evaluate_only": "inference.evaluate",
+    "k": "inference.topk",
+    "top_k": "inference.topk",
+    "output": "inference.output_path",
+    "checkpoint": "inference.checkpoint_path",
+    "ckpt": "inference.checkpoint_path",
+    "ckpt_path": "inference.checkpoint_path",
+    "onnx": "inference.export",
+    "preset": "experiment",
+}
+
+
+def nearest_key(key: str) -> str | None:
+    """The setting that was probably meant: the same name in another section, another program's name, or a typo."""
+    keys = known_keys()
+    name = key.rpartition(".")[2]
+    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]
+    if elsewhere:
+        return elsewhere[0]
+    if name in ALIASES:
+        return ALIASES[name]
+    names = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    part = [names[near] for near in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
+    return next(iter([*whole, *part, *difflib.get_close_matches(key, keys, n=1, cutoff=0.5)]), None)
+
+
 def unknown_key_message(key: str) -> str:
     """One line for a key that does not exist, with the nearest one that does."""
-    keys = known_keys()
-    near = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]  # in the wrong section
-    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "configs/bert4rec.yaml lists every key"
-    return f"there is no setting {key}: {hint}"
+    near = nearest_key(key)
+    return f"there is no setting {key}: {f'did you mean {near}?' if near else '--help lists every key'}"
 
 
 def parse(composed: DictConfig) -> Config:

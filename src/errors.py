@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message is one line that says what is wrong, where, and the way out; the scripts print it and exit with code 1.
     """
+
+
+class StoppedError(UserError):
+    """Training was told to stop before its end; a sweep ends with it."""

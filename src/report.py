@@ -94,6 +94,11 @@ def closing(folder: RunFolder) -> str:
     return "\n".join(lines + [f"{name:<12}{path}" for name, path in paths.items() if path.exists()])
 
 
+def next_steps(steps: dict[str, str]) -> str:
+    """What may be run next: a name and a command a line."""
+    return "\n".join(["", "next", *(f"  {name:<13}{command}" for name, command in steps.items())])
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is there whole or not at all."""
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -169,7 +169,11 @@ def mark_validation_as_due(content: dict[str, Any]) -> None:
 
 
 def move_to(content: dict[str, Any], checkpoints: Path) -> None:
-    """Tell Lightning that the run's folder of checkpoints is here now, or it would forget which one is the best."""
+    """Tell Lightning that the checkpoints stand in this folder now, wherever they were written.
+
+    Of a run that goes on in its own folder it would else forget which one is the best; of one that goes on from
+    `previous/`, it would take a file that is no longer there for the best, and write none that is no better.
+    """
     for state in content["callbacks"].values():
         if isinstance(state, dict) and "best_model_path" in state:
             moved = {path: str(checkpoints / Path(path).name) for path in state["best_k_models"]}

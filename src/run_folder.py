@@ -52,6 +52,15 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.root / "predictions.csv"
 
+    @property
+    def sweep(self) -> Path:
+        """Folder of a sweep, with one output folder a run in it."""
+        return self.root / "sweep"
+
+    def archive_sweep(self) -> Path | None:
+        """As `archive`, for an earlier sweep."""
+        return self._move_to_previous([self.sweep]) if self.sweep.exists() else None
+
     def archive(self, results_only: bool = False) -> Path | None:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
 
@@ -71,8 +80,9 @@ class RunFolder:
             self.predictions,
         )
         files = [path for path in (*kept, *results) if path.exists()]
-        if not files:
-            return None
+        return self._move_to_previous(files) if files else None
+
+    def _move_to_previous(self, files: list[Path]) -> Path:
         stamp = datetime.fromtimestamp(max(path.stat().st_mtime for path in files)).strftime("%Y-%m-%d_%H-%M-%S")
         previous = self.root / "previous"
         place = previous / stamp

@@ -125,6 +125,11 @@ ADDED = {
     "inference.evaluate": False,
     "inference.checkpoint_path": None,
     "inference.output_path": None,
+    "inference.users": None,
+    "inference.history": None,
+    "inference.candidates": None,
+    "inference.exclude": None,
+    "inference.export": None,
     "inference.topk": 10,
     "inference.exclude_seen": True,
     "inference.with_scores": False,
@@ -273,6 +278,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "training.logger": [["banana"], ["csv", "CSV"]],
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
     "inference.topk": [0],
+    "inference.export": ["model.pt"],
     "inference.batch_size": [0],
 }
 
@@ -377,7 +383,15 @@ def test_wrong_type_within_a_list_is_refused_by_name() -> None:
         ("inference.exclude_sen", "did you mean inference.exclude_seen?"),
         ("model.lr", "did you mean training.lr?"),
         ("training.holdout", "did you mean data.holdout?"),
-        ("zzz", "configs/bert4rec.yaml lists every key"),
+        ("learning_rate", "did you mean training.lr?"),
+        ("training.learning_rate", "did you mean training.lr?"),
+        ("epochs", "did you mean training.num_epochs?"),
+        ("epoch", "did you mean training.num_epochs?"),
+        ("batchsize", "did you mean data.batch_size?"),
+        ("model.hidden_size", "did you mean model.hidden_units?"),
+        ("top_k", "did you mean inference.topk?"),
+        ("preset", "did you mean experiment?"),
+        ("zzz", "--help lists every key"),
     ],
 )
 def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:

@@ -4,14 +4,19 @@ A span is a stretch `tokens[start:stop]` of one user's history. U users, W spans
 No function here loops over rows or users.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from src.batch import PAD
-from src.data.interactions import Interactions
 from src.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # a recommender needs spans, but no reader of tables
+    from src.data.interactions import Interactions
 
 Indices = NDArray[np.int64]
 
@@ -62,7 +67,7 @@ class Sequences:
         return Spans(self.offsets[:-1], self.offsets[1:])
 
 
-def build(interactions: Interactions, min_interactions: int) -> tuple[Sequences, list[str]]:
+def build(interactions: "Interactions", min_interactions: int) -> tuple[Sequences, list[str]]:
     """Histories of the users who have at least `min_interactions`, as tokens in a vocabulary of their items alone.
 
     Returns:
@@ -77,7 +82,7 @@ def build(interactions: Interactions, min_interactions: int) -> tuple[Sequences,
     return Sequences(tokens, offsets), interactions.item_ids.filter(is_used).to_pylist()
 
 
-def encode(interactions: Interactions, vocabulary: Vocabulary) -> tuple[Sequences, Indices]:
+def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequences, Indices]:
     """Histories of all users in a vocabulary that exists already; interactions with unknown items are left out.
 
     Returns:
@@ -90,6 +95,21 @@ def encode(interactions: Interactions, vocabulary: Vocabulary) -> tuple[Sequence
     offsets = np.concatenate([[0], is_known.cumsum()])[interactions.offsets]
     dropped = np.bincount(interactions.items[~is_known], minlength=len(interactions.item_ids))
     return Sequences(tokens[is_known], offsets), dropped
+
+
+def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tuple[Interactions, NDArray[np.bool_]]":
+    """The interactions of these users alone, in this order; a user of whom there are none has an empty history.
+
+    Returns:
+        The interactions of U users, and [U] bool, whether the table has the user.
+    """
+    places = pc.fill_null(pc.index_in(user_ids, value_set=interactions.user_ids), -1).to_numpy()
+    is_there = places >= 0
+    starts = np.where(is_there, interactions.offsets[places], 0)
+    stops = np.where(is_there, interactions.offsets[places + 1], 0)
+    _, items = flatten(interactions.items, Spans(starts, stops))
+    offsets = np.concatenate([[0], (stops - starts).cumsum()])
+    return replace(interactions, items=items, offsets=offsets, user_ids=user_ids), is_there
 
 
 def training_spans(sequences: Sequences, holdout: int) -> Spans:

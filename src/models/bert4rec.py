@@ -13,11 +13,8 @@ from torchmetrics.utilities import dim_zero_cat
 from src import ranking
 from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
 from src.models import losses
-from src.models.network import Network
+from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
 from src.models.optimizer import RowwiseAdam
-
-# Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
-FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
 
 
 class Ranks(Metric):
@@ -99,6 +96,7 @@ class BERT4Rec(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.topk = list(topk)
         self.predict_topk = 10
+        self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         self.network = Network(
             num_items,
             hidden_units,
@@ -288,9 +286,15 @@ class BERT4Rec(pl.LightningModule):
             return torch.zeros(0).long(), torch.zeros(0, self.predict_topk).long(), torch.zeros(0, self.predict_topk)
         users = torch.cat([part.users for part in batch])
         order = users.argsort()
-        lists = [ranking.top_k(self.candidate_scores(part), self.predict_topk) for part in batch]
+        lists = [self._best(part) for part in batch]
         items, scores = (torch.cat(tensors)[order] for tensors in zip(*lists, strict=True))
         return users[order], items, scores
+
+    def _best(self, batch: PredictBatch) -> tuple[Tensor, Tensor]:
+        scores = self.candidate_scores(batch)
+        if self.predict_barred is not None:
+            scores.masked_fill_(self.predict_barred.to(scores.device), ranking.EXCLUDED)
+        return ranking.top_k(scores, self.predict_topk)
 
     @torch.inference_mode()
     def predict(

@@ -14,6 +14,8 @@ from src.models import losses
 from src.models.functional import attention, dropout
 
 INIT_STD = 0.02
+# Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
+FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
 
 
 class Dropout(nn.Dropout):
@@ -170,7 +172,8 @@ class Network(nn.Module):
         )  # [B, L, D]
         x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
         is_visible: Tensor | None = (inputs != PAD)[:, None, None, :]  # [B, 1, 1, L]
-        if inputs.device.type == "cpu" and bool((inputs[:, 0] != PAD).all()):  # padded on the left, if at all
+        looks = inputs.device.type == "cpu" and not torch.compiler.is_exporting()  # a graph cannot depend on values
+        if looks and bool((inputs[:, 0] != PAD).all()):  # padded on the left, if at all
             is_visible = None
         for block in self.blocks[:-1]:
             x = block(x, is_visible)

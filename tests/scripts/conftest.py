@@ -116,7 +116,7 @@ def launch(script: str, *overrides: str, cwd: Path) -> Outcome:
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
 
 
-def call(task: Callable[[Config], float | None], *overrides: str) -> Outcome:
+def call(task: Callable[[Config], float | None], *overrides: str, can_sweep: bool = True) -> Outcome:
     """Run a script's task with a command line in this process; an error that would be a traceback is raised."""
     code: Any = 0
     out, err = io.StringIO(), io.StringIO()
@@ -128,7 +128,7 @@ def call(task: Callable[[Config], float | None], *overrides: str) -> Outcome:
         redirect_stderr(err),
     ):
         try:
-            cli.run(task)
+            cli.run(task, can_sweep)
         except SystemExit as exit_:
             code = exit_.code
     return Outcome(code, out.getvalue(), err.getvalue())

@@ -134,7 +134,11 @@ def test_stdout_names_the_checkpoint_the_figures_and_the_file(launched: tuple[Ru
     assert "my run/checkpoints/last.ckpt, 17 items" in run.out
     assert "115 interactions of 25 users" in run.out
     assert "trained 6 epochs" in run.out
-    assert run.out.splitlines()[-1] == "250 rows for 25 users: my run/predictions.csv"
+    lines = run.out.splitlines()
+    assert "250 rows for 25 users: my run/predictions.csv" in lines
+    assert lines[-4:-3] == ["next"]
+    kept = "'data.data_dir=my data' 'data.data_file=my ratings.csv' 'output_dir=my run'"
+    assert f"  new users    python predict_bert4rec.py {kept} inference.history=FILE" in lines
     assert "Traceback" not in outcome.err
     assert "error" not in outcome.err.lower()
 

@@ -1,6 +1,7 @@
 """The training script as a user runs it: what it writes, says, keeps and continues."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.cli import quote_path
 from src.models import BERT4Rec
 from tests.scripts.conftest import (
     LONELY_ITEM,
@@ -139,7 +141,21 @@ def test_the_closing_table_shows_the_figures_the_paths_and_the_next_command(laun
     for path in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "logs", "metrics.json"):
         assert f"my runs/one/{path}" in closing
     assert "predictions.csv" not in closing
-    assert "python predict_bert4rec.py" in closing.splitlines()[-1]
+
+
+def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
+    lines = launched.outcome.out.splitlines()
+    steps = {line[2:14].strip(): line[15:] for line in lines[lines.index("next") + 1 :]}
+    assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer"]
+    for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
+        words = shlex.split(steps[name])
+        assert words[:2] == ["python", f"{script}_bert4rec.py"]
+        given = compose(*map(quote_path, words[2:]))
+        assert (given.output_dir, given.data.data_dir) == ("my runs/one", "my data")
+        assert given.data.data_file == "my ratings.csv"
+    assert shlex.split(steps["of the best"])[-1] == "inference.checkpoint_path=my runs/one/checkpoints/best.ckpt"
+    longer = compose(*map(quote_path, shlex.split(steps["longer"])[2:]))
+    assert (longer.training.resume, longer.training.num_epochs, longer.model.hidden_units) == (True, 4, 8)
 
 
 def test_a_clean_run_says_nothing_about_errors(launched: Launched) -> None:
@@ -246,6 +262,15 @@ def test_resume_from_elsewhere_archives_what_stands_in_the_output_folder(
     train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
     places = list((tmp_path / "previous").iterdir()) if (tmp_path / "previous").exists() else []
     assert [files_below(place) for place in places] == [before]
+
+
+def test_resume_from_an_archived_run_has_a_best_checkpoint_of_its_own(table: Table, tmp_path: Path) -> None:
+    train_here(table, tmp_path, "training.num_epochs=2", "training.lr=0.02")
+    train_here(table, tmp_path, TWO_EPOCHS)
+    [archived] = (tmp_path / "previous").iterdir()
+    still = (f"training.resume={archived / 'checkpoints' / 'last.ckpt'}", "training.lr=1e-12")  # nothing gets better
+    run = train_here(table, tmp_path, "training.num_epochs=4", *still)
+    assert checkpoint(run.best)["epoch"] == 2
 
 
 @pytest.mark.parametrize(("holdout", "stages"), [(0, set()), (1, {"val"}), (2, {"val", "test"})])

@@ -1,0 +1,77 @@
+"""Lists of ids that narrow a prediction: which users, which items may come, which may not."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from src.data.sequences import Indices
+from src.errors import UserError
+
+
+def read_ids(path: Path, column: str) -> pa.StringArray:
+    """The distinct ids of a list, in order of first appearance, exactly as they stand there.
+
+    Args:
+        path: a table (CSV, or Parquet by its extension) that has `column`, whatever other columns it has; or, if it
+            ends in .txt, one id a line.
+        column: "user" or "item".
+
+    Raises:
+        UserError: if the file is missing or unreadable, or has no such column, an empty id, or no id at all.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give a table with the column {column}, or a .txt with one id a line")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: it must hold at least one {column}")
+    if path.suffix == ".txt":
+        ids = pa.array([line for line in path.read_text(encoding="utf-8-sig").splitlines() if line], pa.string())
+    else:
+        ids = _read_column(path, column)
+    if len(ids) == 0:
+        raise UserError(f"{path} has no {column} in it: it must hold at least one")
+    missing = pc.index(pc.fill_null(ids, ""), pa.scalar("", ids.type)).as_py()
+    if missing >= 0:
+        raise UserError(f"{path} has no {column} in data row {missing + 1}: fill it in or delete the row")
+    return pc.unique(ids)
+
+
+def _read_column(path: Path, column: str) -> pa.StringArray:
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            table = pyarrow.parquet.read_table(path)
+        else:
+            as_text = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
+            table = pyarrow.csv.read_csv(path, convert_options=as_text)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    if column not in table.column_names:
+        raise UserError(
+            f"{path} has no column {column}: found {', '.join(table.column_names)}; name the column {column}, or give"
+            " a .txt with one id a line"
+        )
+    return table[column].cast(pa.string()).combine_chunks()
+
+
+def barred_tokens(num_items: int, allowed: Indices | None, blocked: Indices | None) -> NDArray[np.bool_] | None:
+    """Which tokens may not be recommended to anybody.
+
+    Args:
+        allowed: [A] int64, the only items that may come, 0 for one that the model does not know; None: all may.
+        blocked: [X] int64, items that may not come, 0 likewise; None: none.
+
+    Returns:
+        [num_items + 2] bool, or None if nothing is barred.
+    """
+    if allowed is None and blocked is None:
+        return None
+    is_barred = np.full(num_items + 2, allowed is not None)
+    if allowed is not None:
+        is_barred[allowed] = False
+    if blocked is not None:
+        is_barred[blocked] = True
+    return is_barred

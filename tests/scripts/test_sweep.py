@@ -1,0 +1,193 @@
+"""Sweeps of the training script: a folder for each run, a closing with the best, runs that fail or fall behind."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predict_bert4rec import predict
+from src import sweep
+from src.config import CONFIGS, Config
+from src.errors import StoppedError
+from tests.scripts.conftest import TINY, Outcome, Table, call, compose, launch
+from train_bert4rec import train
+
+FEW = ("training.num_epochs=2", "data.batch_size=16")
+
+
+def sweep_here(table: Table, folder: Path, *overrides: str) -> Outcome:
+    return call(train, "-m", *table.overrides, f"output_dir={folder}", *TINY, *FEW, *overrides)
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return content
+
+
+def best_value(folder: Path) -> float:
+    value = next(v for k, v in figures(folder)["figures"]["val"].items() if k.startswith("BERT4Rec"))["val_ndcg@10"]
+    return float(value)
+
+
+@pytest.fixture(scope="module")
+def grid(table: Table, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("grid") / "my runs"
+    outcome = sweep_here(table, folder, "training.lr=0.001,0.02", "training.warmup_steps=0,5")
+    assert (outcome.code, outcome.err) == (0, "")
+    return folder, outcome
+
+
+def test_every_combination_has_a_run_in_a_folder_of_its_own(grid: tuple[Path, Outcome]) -> None:
+    folder, _ = grid
+    runs = [figures(folder / "sweep" / str(number))["settings"] for number in range(4)]
+    assert [(run["training"]["lr"], run["training"]["warmup_steps"]) for run in runs] == [
+        (0.001, 0),
+        (0.001, 5),
+        (0.02, 0),
+        (0.02, 5),
+    ]
+    assert all((folder / "sweep" / str(n) / "checkpoints" / "best.ckpt").is_file() for n in range(4))
+    assert [path.name for path in folder.iterdir()] == ["sweep"]
+
+
+def test_the_closing_names_the_best_run_its_command_and_its_checkpoint(
+    grid: tuple[Path, Outcome], table: Table, tmp_path: Path
+) -> None:
+    folder, outcome = grid
+    values = {number: best_value(folder / "sweep" / str(number)) for number in range(4)}
+    best = max(values, key=lambda number: values[number])
+    closing = outcome.out[outcome.out.index("4 runs, best first") :].splitlines()
+    assert closing[1].split() == ["run", "val_ndcg@10", "state", "seconds", "lr", "warmup_steps"]
+    assert closing[2].split()[:3] == [str(best), f"{values[best]:.4f}", "done"]
+    assert [row.split()[0] for row in closing[2:6]] == [str(n) for n in sorted(values, key=lambda n: -values[n])]
+    said = {line.split("  ")[0]: line.partition("  ")[2].strip() for line in closing[6:] if "  " in line}
+    assert said["checkpoint"] == str(folder / "sweep" / str(best) / "checkpoints" / "best.ckpt")
+    assert Path(said["picture"]).read_bytes().startswith(b"\x89PNG")
+    with Path(said["table"]).open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["run", *(row.split()[0] for row in closing[2:6])]
+
+    words = shlex.split(said["best"])
+    assert words[:2] == ["python", "train_bert4rec.py"]
+    again = call(train, *words[2:], f"output_dir={tmp_path}")
+    assert (again.code, again.err) == (0, "")
+    assert best_value(tmp_path) == values[best]
+
+
+def test_an_earlier_sweep_makes_room(table: Table, tmp_path: Path) -> None:
+    sweep_here(table, tmp_path, "training.lr=0.001,0.02")
+    second = sweep_here(table, tmp_path, "training.lr=0.003")
+    [earlier] = (tmp_path / "previous").iterdir()
+    assert f"the earlier sweep went to {earlier}" in second.out
+    assert sorted(path.name for path in (earlier / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+
+
+def test_a_run_that_fails_does_not_end_the_others(table: Table, tmp_path: Path) -> None:
+    outcome = sweep_here(table, tmp_path, "model.num_heads=3,2")
+    assert outcome.code == 0
+    assert "error: model.hidden_units=8 is not possible" in outcome.err
+    rows = outcome.out[outcome.out.index("2 runs, best first") :].splitlines()
+    assert rows[2].split()[::2] == ["1", "done", "2"]
+    assert rows[3].split() == ["0", "failed", "0", "3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("data.data_file=no.csv", "no.csv"), ("data.holdout=0", "data.holdout=0 leaves nothing to compare")],
+)
+def test_when_all_runs_fail_so_does_the_sweep(override: str, part: str, table: Table, tmp_path: Path) -> None:
+    outcome = sweep_here(table, tmp_path, override, "training.lr=0.1,0.2")
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: all 2 runs of the sweep failed: ")
+    assert part in last
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["output_dir=x/${hydra:job.num}", "training.lr=1,2"], ["give a plain folder", "sweep/NUMBER"]),
+        (["sweep=random"], ["there is no sweep=random", "grid, search"]),
+        (["sweep=search", "hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials=0"]),
+        (["hydra/sweeper=search", "training.lr=0.1"], ["nothing to search"]),
+        (["training.lrr=1,2"], ["training.lrr", "training.lr?"]),
+    ],
+)
+def test_a_sweep_that_cannot_be(words: list[str], parts: list[str], table: Table, tmp_path: Path) -> None:
+    outcome = sweep_here(table, tmp_path, *words)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert all(part in outcome.err for part in parts)
+
+
+def test_a_search_chooses_within_the_ranges_and_is_repeatable(table: Table, tmp_path: Path) -> None:
+    space = ("training.lr=tag(log,interval(0.001,0.02))", "model.num_layers=choice(1,2)", "model.dropout_rate=0.1")
+    settings = ("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "hydra.sweeper.prune=false", *space)
+    outcomes = [sweep_here(table, tmp_path / name, *settings) for name in "ab"]
+    assert [(outcome.code, outcome.err) for outcome in outcomes] == [(0, ""), (0, "")]
+    runs = [[figures(tmp_path / name / "sweep" / str(n))["settings"] for n in range(3)] for name in "ab"]
+    chosen = [[(run["training"]["lr"], run["model"]["num_layers"]) for run in few] for few in runs]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) == 3
+    assert all(0.001 <= lr <= 0.02 and layers in (1, 2) for lr, layers in chosen[0])
+    assert {run["model"]["dropout_rate"] for run in runs[0]} == {0.1}
+    assert "3 runs, best first" in outcomes[0].out
+
+
+def test_a_run_that_falls_behind_is_stopped(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run from the third on is told to be worse than any before."""
+    monkeypatch.setattr("optuna.Trial.should_prune", lambda trial: trial.number >= 2)
+    settings = ("hydra/sweeper=search", "hydra.sweeper.n_trials=3", "training.num_epochs=4", "seed=interval(1,99)")
+    outcome = sweep_here(table, tmp_path, *settings)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [figures(tmp_path / "sweep" / str(n))["epochs"] for n in range(3)] == [4, 4, 1]
+    records = sweep.read_records(tmp_path / "sweep")
+    assert [record.state for record in records] == ["done", "done", "stopped"]
+    study = sweep.open_study(tmp_path / "sweep")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert [len(trial.intermediate_values) for trial in study.trials] == [4, 4, 1]
+
+
+def test_a_run_that_is_told_to_stop_ends_the_sweep(table: Table, tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    def stops_at_the_second(config: Config) -> float:
+        rates.append(config.training.lr)
+        if len(rates) == 2:
+            raise StoppedError("training was stopped at epoch 7")
+        return 0.5
+
+    words = ("-m", *table.overrides, f"output_dir={tmp_path}", "training.lr=0.001,0.01,0.02")
+    outcome = call(stops_at_the_second, *words)
+    assert (outcome.code, outcome.err) == (1, "error: training was stopped at epoch 7; the sweep ends with it\n")
+    assert rates == [0.001, 0.01]
+
+
+def test_prediction_does_not_sweep_and_leaves_the_sweep_of_the_training(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    words = ("-m", *table.overrides, f"output_dir={tmp_path}", "inference.topk=1,2")
+    outcome = call(predict, *words, can_sweep=False)
+    assert (outcome.code, outcome.err) == (1, "error: -m is for training: this script runs once, for one checkpoint\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml")))
+def test_sweeps_say_how_they_are_run_and_their_values_can_be(name: str) -> None:
+    comments = [line for line in (CONFIGS / "sweep" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(f"python train_bert4rec.py -m sweep={name} " in line for line in comments)
+    assert compose(f"sweep={name}") == compose()
+
+
+@pytest.mark.slow
+def test_parallel_runs_in_processes_of_their_own(table: Table, tmp_path: Path) -> None:
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2", "hydra/sweeper=search")
+    words = ("hydra.sweeper.n_trials=4", "training.lr=interval(0.001,0.02)", f"output_dir={tmp_path / 'run'}")
+    outcome = launch("train_bert4rec.py", "-m", *table.overrides, *TINY, *FEW, *parallel, *words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "4 runs, best first" in outcome.out
+    study = sweep.open_study(tmp_path / "run" / "sweep")
+    assert [len(trial.intermediate_values) for trial in study.trials] == [2, 2, 2, 2]

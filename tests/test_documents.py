@@ -1,0 +1,205 @@
+"""Every command of README and docs works as it stands.
+
+Each is checked to exist, with overrides that compose and fit the schema. Then those of our own scripts are run, for one
+epoch of a tiny model, on tiny tables under the names that the documents use (`SMALL` and `sandbox`): what they do is
+as documented, what they cost is not. Installing, cloning, benchmarks and commands for several machines are not run.
+"""
+
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from predict_bert4rec import predict
+from src import help
+from src.cli import quote_path
+from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
+from train_bert4rec import train
+
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# What stands in these documents beside our own scripts; a new kind of command has to be looked at before it is listed.
+OTHERS = ("git", "source", "pip", "awk", "head")
+# They start our scripts on several machines, which a test does not have.
+CLUSTER = ("torchrun", "srun")
+SHELL = ("train", "predict", "both", "sample", "test")
+SMALL = (
+    "model.hidden_units=8",
+    "model.num_heads=2",
+    "model.num_layers=1",
+    "model.max_len=6",
+    "data.window_stride=null",
+    "training.num_epochs=1",
+    "training.max_steps=null",
+    "training.accelerator=cpu",
+    "training.devices=1",
+    "training.num_nodes=1",
+    "training.strategy=auto",
+)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(document: Path) -> list[str]:
+    """Each line of the bash blocks that has a command; lines that end in a backslash joined."""
+    lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+ALL = [(document.name, command) for document in DOCUMENTS for command in commands(document)]
+
+
+def script_and_words(command: str) -> list[tuple[str, list[str]]]:
+    """Which of the two scripts a command starts, each with its words; nothing for other commands."""
+    words = shlex.split(command, comments=True)
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    if words[0] == "./run_bert4rec.sh":
+        assert words[1] in SHELL, command
+        preset = ["experiment=sample"] if words[1] == "sample" else []
+        scripts = {"train": ["train"], "predict": ["predict"], "test": []}.get(words[1], ["train", "predict"])
+        return [(script, [*preset, *words[2:]]) for script in scripts]
+    if words[0] in CLUSTER:
+        words = ["python", *words[next(n for n, word in enumerate(words) if word.endswith("_bert4rec.py")) :]]
+    if words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]), command
+        return []
+    if words[0] == "python" and words[1] in ("train_bert4rec.py", "predict_bert4rec.py"):
+        return [(words[1].partition("_")[0], words[2:])]
+    assert words[0] in OTHERS, f"what is {command}?"
+    return []
+
+
+def runs(document: Path) -> bool:
+    """Whether there is anything in a document to run."""
+    return bool(blocks(document, "python")) or any(map(script_and_words, commands(document)))
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len(ALL) > 40
+    assert {name for name, _ in ALL} >= {"README.md", "README_bert4rec.md", "tour.md", "prediction.md"}
+    assert len(MISTAKES) >= 4
+
+
+@pytest.mark.parametrize(("document", "command"), ALL)
+def test_command_exists_and_its_overrides_fit(document: str, command: str) -> None:
+    for script, words in script_and_words(command):
+        if words[:1] == ["--help"]:
+            assert not help.text(f"{script}_bert4rec.py", "", words[1:]).startswith("no setting")
+            continue
+        overrides = [quote_path(word, "-m" in words) for word in words if "=" in word]
+        compose(*(first_value(word) for word in overrides if not word.startswith("hydra")))
+
+
+def first_value(word: str) -> str:
+    """The override itself, or of a sweep, one with its first value."""
+    [override] = OverridesParser.create().parse_overrides([word])
+    if not override.is_sweep_override():
+        return word
+    key = override.get_key_element()
+    if not override.is_discrete_sweep():
+        return f"{key}={override.value().start}"  # type: ignore[union-attr]
+    return f"{key}={next(iter(override.sweep_string_iterator()))}"
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with data under every name that the documents use, and a trained model in each output folder."""
+    folder = tmp_path_factory.mktemp("documents")
+    table = write_table(folder / "FOLDER" / "FILE", make_rows())
+    names = [
+        "FOLDER/FILE.csv",
+        "FILE",
+        "new_users.csv",
+        "data/train/train_ratings.csv",
+        "data/train/new_users.csv",
+        "ratings.csv",
+        "data/ratings.csv",
+    ]
+    names += [f"FOLDER/{name}.csv" for name in ("ml-1m", "ml-100k", "ml-20m", "steam", "beauty")]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table.path, folder / name)
+    for name, separator in (("ml-100k/u.data", "\t"), ("ml-1m/ratings.dat", "::")):
+        (folder / name).parent.mkdir()
+        rows = [(user.replace(",", ""), item.replace(",", ""), time) for user, item, time in table.rows]
+        lines = [separator.join([user, item, "5", str(time)]) for user, item, time in rows if '"' not in item]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before, home = Path.cwd(), os.environ.get("HOME")
+    os.chdir(folder)
+    os.environ["HOME"] = str(folder)
+    yield folder
+    os.chdir(before)
+    os.environ["HOME"] = home or ""
+
+
+def run_small(script: str, words: list[str]) -> Outcome:
+    """Run a command of the documents; a later word wins over an earlier one, except over the values of a sweep."""
+    given = {word.partition("=")[0] for word in words} if "-m" in words else set()
+    small = [word for word in SMALL if word.partition("=")[0] not in given]
+    if "sweep=search" in words:
+        small += ["hydra.sweeper.n_trials=2"]
+    if "--help" in words or "--cfg" in words:
+        small = []
+    if any(word.startswith("training.resume=") for word in words):
+        small += ["training.num_epochs=3"]  # something is left to be done
+    return call(train if script == "train" else predict, *words, *small)
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if runs(d)], ids=lambda path: path.name)
+def test_each_command_and_each_python_block_runs(
+    document: Path, sandbox: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output_dir in ("saved/bert4rec", "saved/ml-1m", "saved/ml-100k"):
+        overrides = ["data.data_dir=FOLDER", "data.data_file=FILE", f"output_dir={output_dir}"]
+        assert run_small("train", overrides).code == 0
+    assert run_small("train", ["experiment=sample"]).code == 0
+    for command in commands(document):
+        if command.startswith(("awk ", "head ")):
+            subprocess.run(["bash", "-c", command], check=True)
+        for script, words in () if command.startswith(CLUSTER) else script_and_words(command):
+            if "시각" in command:  # the folder of an earlier run, which by then is there
+                earlier = min(Path("saved/bert4rec/previous").glob("*/checkpoints")).parent.name
+                words = [word.replace("시각", earlier) for word in words]
+            outcome = run_small(script, words)
+            assert outcome.code == 0, (command, outcome.err)
+    for number, block in enumerate(blocks(document, "python")):
+        path = sandbox / f"block{number}.py"
+        path.write_text(block, encoding="utf-8")
+        runpy.run_path(str(path))
+
+
+MISTAKES = [
+    (document.name, command, line)
+    for document in DOCUMENTS
+    for command, line in re.findall(r"^\$ (.*)\n(error: .*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("document", "command", "line"), MISTAKES)
+def test_a_mistake_gives_the_line_that_the_document_shows(document: str, command: str, line: str) -> None:
+    [(script, words)] = script_and_words(command)
+    outcome = call(train if script == "train" else predict, *words)
+    assert (outcome.code, outcome.err) == (1, line + "\n")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks_compile(document: Path) -> None:
+    for block in blocks(document, "python"):
+        compile(block, document.name, "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
