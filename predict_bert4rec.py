@@ -18,9 +18,11 @@ def predict(config: Config) -> None:
 
     from src import checkpoint, report
     from src.data.batching import TOKENS_PER_PART, HistorySet, OrderedBatches
-    from src.data.interactions import read_interactions
+    from src.data.download import fetch
     from src.data.prediction_writer import PredictionWriter
+    from src.data.prepared import load_interactions
     from src.data.sequences import encode
+    from src.data.table import TableOptions
     from src.run_folder import RunFolder
 
     say = rank_zero_only(print)
@@ -29,9 +31,14 @@ def predict(config: Config) -> None:
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
     output_path = Path(settings.output_path or folder.predictions).expanduser()
     model, vocabulary = checkpoint.load(checkpoint_path)
-    interactions = read_interactions(Path(config.data.data_dir).expanduser() / config.data.data_file)
+    if config.data.download:
+        fetch(config.data.download, config.data.path.parent, config.data.download_url)
+    options = TableOptions(**config.data.table_options)
+    interactions = load_interactions(config.data.path, options, folder.cache if config.data.cache else None)
     sequences, dropped = encode(interactions, vocabulary)
     histories = sequences.histories
+    for note in interactions.notes:
+        say(note)
     say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
     say(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
     if dropped.any():

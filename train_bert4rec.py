@@ -39,7 +39,13 @@ def train(config: Config) -> float | None:
     data = build_data(config)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
-    say(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    for note in data.notes:
+        say(note)
+    say(
+        report.describe_data(
+            data.summary, config.data.min_interactions, config.data.holdout, config.data.min_item_interactions
+        )
+    )
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
         say(
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
@@ -124,12 +130,16 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
 
 def build_data(config: Config) -> "BERT4RecDataModule":
     from src.data import BERT4RecDataModule
+    from src.data.table import TableOptions
+    from src.run_folder import RunFolder
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,
         data_file=config.data.data_file,
+        table_options=TableOptions(**config.data.table_options),
         batch_size=config.data.batch_size,
         min_interactions=config.data.min_interactions,
+        min_item_interactions=config.data.min_item_interactions,
         num_workers=config.data.num_workers,
         max_len=config.model.max_len,
         mask_prob=config.model.mask_prob,
@@ -143,6 +153,9 @@ def build_data(config: Config) -> "BERT4RecDataModule":
         num_negatives=0 if config.training.loss == "softmax" else config.training.num_negatives,
         negative_power=config.training.negative_power,
         generate_sample=config.data.generate_sample,
+        download=config.data.download,
+        download_url=config.data.download_url,
+        cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
     )
 

@@ -22,9 +22,15 @@ PATH_KEYS = (
     "output_dir",
     "data.data_dir",
     "data.data_file",
+    "data.download_url",
     "training.resume",
     "inference.checkpoint_path",
     "inference.output_path",
+)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+SAVES_MEMORY = (
+    "leave out rare items with data.min_item_interactions=5, make data.batch_size, evaluation.batch_size or"
+    " model.hidden_units smaller, or take a sample of the items with training.loss=sampled_softmax"
 )
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -52,6 +58,10 @@ def run(task: Callable[[Config], float | None]) -> None:
             if wants_traceback:
                 raise
             fail(error)
+        except (MemoryError, RuntimeError) as error:
+            if wants_traceback or not is_out_of_memory(error):
+                raise
+            fail(UserError(f"the memory does not suffice ({one_line(error)[:200]}): {SAVES_MEMORY}"))
 
     try:
         entry()
@@ -61,6 +71,11 @@ def run(task: Callable[[Config], float | None]) -> None:
         fail(error)
     except KeyboardInterrupt:  # before or after training, which has an answer of its own
         fail(UserError("stopped; nothing that was there is lost"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the processor's allocator or the accelerator's has run out of memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def quote_path(argument: str) -> str:

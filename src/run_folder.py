@@ -42,6 +42,11 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.root / "predictions.csv"
 
+    @property
+    def cache(self) -> Path:
+        """Prepared data of the last tables, which can be made again."""
+        return self.root / "cache"
+
     def archive(self, results_only: bool = False) -> Path | None:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
 
