@@ -6,13 +6,14 @@ indices into their distinct values, which is what sequences are made of, and bec
 and pandas' strings are made of it.
 """
 
+import codecs
 import csv
 import io
 import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -305,13 +306,6 @@ def _is_ascii(content: pa.Buffer) -> bool:
     return not high_bits and bytes(content[len(words) * 8 :]).isascii()
 
 
-def _count_lines(content: pa.Buffer) -> int:
-    letters = np.frombuffer(content, np.uint8)
-    starts = range(0, len(letters), BLOCK)
-    breaks = sum(int(np.count_nonzero(letters[start : start + BLOCK] == 10)) for start in starts)
-    return breaks + int(letters[-1] != 10)
-
-
 def _parse(
     content: pa.Buffer,
     layout: Layout,
@@ -381,6 +375,13 @@ def _parse_as_text(
 ) -> tuple[pa.Table, list[BadRow], NDArray[np.int64]]:
     """The wanted columns as they stand, the rows without them, and the numbers of the others."""
     malformed: list[BadRow] = []
+    if options.encoding == "utf-8" and not _is_ascii(content):
+        # Every byte is a letter of Latin-1, so that Arrow takes any row; which ones are no UTF-8 is seen afterwards.
+        content, layout = _without_mark(content), replace(layout, columns=_in_latin(layout.columns))
+        options = replace(options, encoding="latin-1")
+        table, malformed, numbers = _parse_as_text(path, content, layout, options, has_quotes)
+        columns = [_from_latin(column) for column in table.columns]
+        return pa.table(columns, names=table.column_names), malformed, numbers
 
     def skip(row: Any) -> str:
         what = f"{row.actual_columns} of {row.expected_columns} fields"
@@ -397,6 +398,24 @@ def _parse_as_text(
         raise UserError(f"{path} cannot be read as CSV: {_one_line(error)}") from error
     numbers = np.arange(1, len(table) + len(malformed) + 1)
     return table, malformed, np.delete(numbers, [bad.row - 1 for bad in malformed])
+
+
+def _without_mark(content: pa.Buffer) -> pa.Buffer:
+    return content.slice(len(codecs.BOM_UTF8)) if bytes(content[:3]) == codecs.BOM_UTF8 else content
+
+
+def _in_latin(columns: dict[str, str]) -> dict[str, str]:
+    """Names as they look when their UTF-8 bytes are read as Latin-1."""
+    return {role: name.encode().decode("latin-1") for role, name in columns.items()}
+
+
+def _from_latin(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The bytes of a text that was read as Latin-1."""
+    chunks = []
+    for chunk in column.chunks:
+        words = [word.decode().encode("latin-1") for word in chunk.dictionary.to_pylist()]
+        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, pa.array(words, pa.binary())))
+    return pa.chunked_array(chunks, TEXT)
 
 
 # Parquet

@@ -404,6 +404,7 @@ BAD = {
     "no rating": ("a,x,,1", "no rating"),
     "a rating that is none": ("a,x,good,1", "the rating 'good'"),
     "foreign bytes": ("a,\udcff,3,1", "bytes that are not utf-8"),
+    "foreign bytes and too few fields": ("a,\udcff", "2 of 4 fields"),
 }
 
 

@@ -24,6 +24,8 @@ from tests.data.test_download import server  # noqa: F401
 from tests.scripts.conftest import TINY, Run, Table, call, files_below, make_rows
 from train_bert4rec import train
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # they print a traceback
+
 USERS = ["007", "7", "ann", "이용자", "a b", "user,42", "=1+1"]
 ITEMS = ["x", "X", "1.0", "1", "🎬", "film, the", 'say "hi"', "two\nlines", " x"]
 TIMES = ["5", "30", "-7", "2", "1e3", "99999999999999"]
