@@ -51,6 +51,7 @@ def train(config: Config) -> float | None:
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
+    require_memory(config, data.num_items)
     model = build_model(config, data.num_items)
     say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
 
@@ -186,6 +187,18 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
         warmup_steps=config.training.warmup_steps,
         topk=list(config.evaluation.topk),
     )
+
+
+def require_memory(config: Config, num_items: int) -> None:
+    """Refuse a model that the memory cannot hold before it takes any."""
+    import torch
+
+    from src import memory
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
+    is_trained_elsewhere = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    memory.require(parameters, memory.HELD if is_trained_elsewhere else memory.TRAINED)
 
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":

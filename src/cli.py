@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from src import memory
 from src.config import Config, parse, unknown_key_message
 from src.errors import UserError
 
@@ -26,11 +27,6 @@ PATH_KEYS = (
     "training.resume",
     "inference.checkpoint_path",
     "inference.output_path",
-)
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-SAVES_MEMORY = (
-    "leave out rare items with data.min_item_interactions=5, make data.batch_size, evaluation.batch_size or"
-    " model.hidden_units smaller, or take a sample of the items with training.loss=sampled_softmax"
 )
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -59,9 +55,9 @@ def run(task: Callable[[Config], float | None]) -> None:
                 raise
             fail(error)
         except (MemoryError, RuntimeError) as error:
-            if wants_traceback or not is_out_of_memory(error):
+            if wants_traceback or not memory.is_out(error):
                 raise
-            fail(UserError(f"the memory does not suffice ({one_line(error)[:200]}): {SAVES_MEMORY}"))
+            fail(UserError(f"the memory does not suffice ({one_line(error)[:200]}): {memory.SAVES_MEMORY}"))
 
     try:
         entry()
@@ -71,11 +67,6 @@ def run(task: Callable[[Config], float | None]) -> None:
         fail(error)
     except KeyboardInterrupt:  # before or after training, which has an answer of its own
         fail(UserError("stopped; nothing that was there is lost"))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the processor's allocator or the accelerator's has run out of memory."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def quote_path(argument: str) -> str:

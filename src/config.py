@@ -45,7 +45,7 @@ def _require_at_least(least: int, **values: int) -> None:
 def _is_encoding(name: str) -> bool:
     try:
         return isinstance("".encode(name), bytes)  # hex and the like are codecs, but not of text
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: no name at all, or a codec for nothing
         return False
 
 

@@ -247,7 +247,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "data.columns.user": [0, -1, "", 1.5, True, False],
     "data.columns.time": [0, "", True],
     "data.columns.rating": [False],
-    "data.encoding": ["utf-9", "hex", ""],
+    "data.encoding": ["utf-9", "hex", "", "utf\x00", "undefined"],
     "data.on_bad_rows": ["skip", "Drop"],
     "data.min_rating": [float("nan"), float("inf")],
     "data.download": ["ml-2m"],

@@ -223,6 +223,29 @@ def test_the_data_module_keeps_it_where_it_is_told(tmp_path: Path, readings: lis
     assert {path.name.split("-")[0] for path in (tmp_path / "kept").iterdir()} == {"interactions", "training"}
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_table_that_changes_between_two_epochs_changes_no_batch(is_kept: bool, tmp_path: Path) -> None:
+    write_histories(tmp_path / "table.csv", HISTORIES)
+    cache_dir = tmp_path / "kept" if is_kept else None
+
+    def prepare_anew() -> BERT4RecDataModule:
+        data = BERT4RecDataModule(str(tmp_path), "table.csv", cache_dir=cache_dir)
+        data.setup()
+        return data
+
+    def batches(data: BERT4RecDataModule) -> list[list[Any]]:
+        loaders = (data.train_dataloader(), data.val_dataloader())
+        return [[part.inputs.tolist() for part in getattr(b, "parts", b)] for loader in loaders for b in loader]
+
+    data = prepare_anew()
+    first = batches(data)
+    write_histories(tmp_path / "table.csv", {"ann": "z y x w v u t", "eve": "z z z z"})
+    assert batches(prepare_anew()) != first  # which also puts another copy in the place of the first
+    assert batches(data) == first
+    (tmp_path / "table.csv").unlink()
+    assert batches(data) == first
+
+
 def test_ids_keep_their_letters(tmp_path: Path) -> None:
     ids = ["007", "이용자", "🎬", "\u00e9", "e\u0301"]
     write_histories(tmp_path / "table.csv", {"ann": " ".join(ids)})

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from predict_bert4rec import predict
+from src import memory
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
@@ -189,13 +191,31 @@ def test_a_full_disk_at_prediction(trained: Run, table: Table, tmp_path: Path) -
     assert files_below(trained.folder) == before
 
 
-def test_a_model_too_large_for_the_memory(table: Table, tmp_path: Path) -> None:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    width = f"model.hidden_units={memory // 2 * 2}"
-    outcome = call(train, *table.overrides, *TINY, width, f"output_dir={tmp_path / 'run'}")
+def test_a_model_too_large_for_the_memory(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*table.overrides, *TINY, f"output_dir={tmp_path / 'run'}", "training.num_epochs=1")
+    outcome = call(train, *overrides)
+    count = re.search(r"model +([0-9,]+) parameters", outcome.out)
+    assert count is not None
+    parameters = int(count[1].replace(",", ""))
+    monkeypatch.setattr(memory, "total", lambda: 16 * parameters - 1)
+    refused = call(train, *overrides)
+    assert refused.code == 1
+    assert refused.err.startswith(f"error: the memory does not suffice ({count[1]} parameters take ")
+    assert "data.min_item_interactions=5" in refused.err
+    assert refused.err.count("\n") == 1
+    monkeypatch.setattr(memory, "total", lambda: 16 * parameters)
+    assert call(train, *overrides).code == 0
+
+
+@pytest.mark.parametrize("key", ["model.max_len", "model.hidden_units"])
+def test_an_allocation_that_fails(key: str, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one piece that is larger than all there is, or than a number can say."""
+    monkeypatch.setattr(memory, "total", lambda: None)
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 * 2
+    outcome = call(train, *table.overrides, *TINY, f"{key}={size}", f"output_dir={tmp_path / 'run'}")
     assert outcome.code == 1
     assert outcome.err.startswith("error: the memory does not suffice (")
-    assert "data.min_item_interactions=5" in outcome.err
+    assert "training.loss=sampled_softmax" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
