@@ -44,7 +44,13 @@ def train(config: Config) -> float | None:
     data = build_data(config)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
-    say(report.describe_data(data.summary, config.data.min_interactions, config.data.holdout))
+    for note in data.notes:
+        say(note)
+    say(
+        report.describe_data(
+            data.summary, config.data.min_interactions, config.data.holdout, config.data.min_item_interactions
+        )
+    )
     if config.auto:
         config = size_by_data(config, data)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
@@ -52,6 +58,7 @@ def train(config: Config) -> float | None:
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
+    require_memory(config, data.num_items)
     model = build_model(config, data.num_items)
     say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
 
@@ -132,12 +139,16 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
 
 def build_data(config: Config) -> "BERT4RecDataModule":
     from src.data import BERT4RecDataModule
+    from src.data.table import TableOptions
+    from src.run_folder import RunFolder
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,
         data_file=config.data.data_file,
+        table_options=TableOptions(**config.data.table_options),
         batch_size=config.data.batch_size,
         min_interactions=config.data.min_interactions,
+        min_item_interactions=config.data.min_item_interactions,
         num_workers=config.data.num_workers,
         max_len=config.model.max_len,
         mask_prob=config.model.mask_prob,
@@ -151,6 +162,9 @@ def build_data(config: Config) -> "BERT4RecDataModule":
         num_negatives=0 if config.training.loss == "softmax" else config.training.num_negatives,
         negative_power=config.training.negative_power,
         generate_sample=config.data.generate_sample,
+        download=config.data.download,
+        download_url=config.data.download_url,
+        cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
     )
 
@@ -202,6 +216,18 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
         warmup_steps=config.training.warmup_steps,
         topk=list(config.evaluation.topk),
     )
+
+
+def require_memory(config: Config, num_items: int) -> None:
+    """Refuse a model that the memory cannot hold before it takes any."""
+    import torch
+
+    from src import memory
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
+    is_trained_elsewhere = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    memory.require(parameters, memory.HELD if is_trained_elsewhere else memory.TRAINED)
 
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":

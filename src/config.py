@@ -25,6 +25,7 @@ PATH_KEYS = (
     "data.data_dir",
     "data.data_file",
     "data.items_file",
+    "data.download_url",
     "training.resume",
     "inference.checkpoint_path",
     "inference.output_path",
@@ -40,6 +41,7 @@ LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
+DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
 
 
 def _require(ok: bool, key: str, value: object, rule: str) -> None:
@@ -60,20 +62,71 @@ def _require_at_least(least: int, **values: int) -> None:
         _require(value >= least, key.replace("__", "."), value, f"give a whole number of at least {least}")
 
 
+def _is_encoding(name: str) -> bool:
+    try:
+        return isinstance("".encode(name), bytes)  # hex and the like are codecs, but not of text
+    except (LookupError, ValueError):  # ValueError: no name at all, or a codec for nothing
+        return False
+
+
+@dataclass
+class ColumnsConfig:
+    user: Any
+    item: Any
+    time: Any
+    rating: Any
+
+    def __post_init__(self) -> None:
+        for role in ("user", "item", "time", "rating"):
+            column = getattr(self, role)
+            is_name = isinstance(column, str) and column != ""
+            is_place = type(column) is int and column >= 1
+            _require(
+                column is None or is_name or is_place or (role == "time" and column is False),
+                f"data.columns.{role}",
+                column,
+                "give a name, or the place of a column, the first being 1" + (", or false" if role == "time" else ""),
+            )
+        given = [column for column in (self.user, self.item, self.time, self.rating) if column not in (None, False)]
+        places = [column for column in given if type(column) is int]
+        _require(
+            not places or (len(places) == len(given) and type(self.user) is int and type(self.item) is int),
+            "data.columns",
+            given,
+            "without a header line user and item need places, and no column a name",
+        )
+
+
 @dataclass
 class DataConfig:
     data_dir: str
     data_file: str
     items_file: str | None
+    columns: ColumnsConfig
+    delimiter: str | None
+    encoding: str
+    on_bad_rows: str
+    min_rating: float | None
+    deduplicate: bool
+    download: str | None
+    download_url: str | None
+    cache: bool
     generate_sample: bool
     batch_size: int
     min_interactions: int
+    min_item_interactions: int
     holdout: int
     window_stride: int | None
     num_workers: int
 
     def __post_init__(self) -> None:
-        _require_at_least(1, data__batch_size=self.batch_size, data__min_interactions=self.min_interactions)
+        _require_at_least(
+            1,
+            data__batch_size=self.batch_size,
+            data__min_interactions=self.min_interactions,
+            data__min_item_interactions=self.min_item_interactions,
+        )
+        self._check_table()
         _require_at_least(0, data__num_workers=self.num_workers)
         if self.window_stride is not None:
             _require_at_least(1, data__window_stride=self.window_stride)
@@ -83,6 +136,56 @@ class DataConfig:
             self.holdout,
             "give 2 (a test and a validation item), 1 (a validation item) or 0 (nothing)",
         )
+
+    def _check_table(self) -> None:
+        _require(
+            self.delimiter is None or (self.delimiter != "" and not set(self.delimiter) & set('"\r\n\x1f')),
+            "data.delimiter",
+            repr(self.delimiter),
+            "give what stands between two fields, or null to find out",
+        )
+        _require(
+            _is_encoding(self.encoding),
+            "data.encoding",
+            self.encoding,
+            "give utf-8, latin-1, cp949, utf-16 or the like",
+        )
+        _require(self.on_bad_rows in ("error", "drop"), "data.on_bad_rows", self.on_bad_rows, "give error or drop")
+        _require(
+            self.min_rating is None or math.isfinite(self.min_rating),
+            "data.min_rating",
+            self.min_rating,
+            "give a number, or null to leave ratings alone",
+        )
+        _require(
+            self.download is None or self.download in DOWNLOADS,
+            "data.download",
+            self.download,
+            f"choose from {', '.join(DOWNLOADS)}",
+        )
+        _require(
+            self.download_url is None or self.download is not None,
+            "data.download_url",
+            self.download_url,
+            "it is the address of what data.download names",
+        )
+        _require(
+            not (self.download and self.generate_sample),
+            "data.download",
+            self.download,
+            "data.generate_sample=true makes another table; choose one of them",
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the table is."""
+        return Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+
+    @property
+    def table_options(self) -> dict[str, Any]:
+        """Arguments of `src.data.table.TableOptions`."""
+        names = ("delimiter", "encoding", "on_bad_rows", "min_rating", "deduplicate")
+        return {**vars(self.columns), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass

@@ -103,48 +103,60 @@ def settings() -> list[Setting]:
 
 def _written() -> Iterator[tuple[str, tuple[str, str]]]:
     """Key, and its default and comment as they stand in the YAML."""
-    section = ""
+    sections: list[str] = []
     for line in (CONFIGS / "bert4rec.yaml").read_text().splitlines():
-        entry = re.match(r"( *)(\w+):(?: +(.*?))?(?: +# (.*))?$", line)
+        entry = re.match(r"( *)(\w+):(?: +(?!#)(.*?))?(?: +# (.*))?$", line)
         if entry is None:
             continue
         indent, name, default, comment = entry.groups()
-        if not indent and not default:
-            section = name
-        elif not indent:
-            yield name, (default.strip('"'), comment or "")
-        elif len(indent) == 2:
-            yield f"{section}.{name}", ((default or "").strip('"'), comment or "")
+        sections = [*sections[: len(indent) // 2], name]
+        yield ".".join(sections), ((default or "").strip('"'), comment or "")
 
 
 def _admitted() -> dict[str, str]:
     """Key -> what values it takes: the words with which the schema refuses others, or else the type."""
     values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "bert4rec.yaml"))
-    sections = {field.name: field.type for field in fields(Config) if is_dataclass(field.type)}
-    parts = {name: schema(**values[name]) for name, schema in sections.items()}  # type: ignore[operator]
-    config = Config(**{field.name: parts.get(field.name, values[field.name]) for field in fields(Config)})
-    admitted = {}
-    for field in fields(Config):
-        if field.name not in parts:
-            admitted[field.name] = _rule(config, config, field.name, field.name) or _type_name(field.name, field.type)
+    config = _built(Config, values)
+    return dict(_admitted_by(config, (config,), ""))
+
+
+def _built(schema: Any, values: dict[str, Any]) -> Any:
+    """An instance of a schema with the schemas in it."""
+    known = {field.name: field.type for field in fields(schema)}
+    return schema(
+        **{
+            name: _built(kind, values[name]) if is_dataclass(kind) else values[name]
+            for name, kind in known.items()
+            if name in values
+        }
+    )
+
+
+def _admitted_by(part: Any, parents: tuple[Any, ...], prefix: str) -> Iterator[tuple[str, str]]:
+    for field in fields(part):
+        key, value = prefix + field.name, getattr(part, field.name)
+        if is_dataclass(value):
+            yield from _admitted_by(value, (*parents, value), f"{key}.")
             continue
-        part = parts[field.name]
-        for inner in fields(part):
-            key = f"{field.name}.{inner.name}"
-            rule = _rule(config, part, inner.name, key) or _type_name(key, inner.type)
-            admitted[key] = rule + (", or null" if NoneType in get_args(inner.type) else "")
-    return admitted
+        rule = _rule(parents, key) or _type_name(key, field.type)
+        yield key, rule + (", or null" if prefix and NoneType in get_args(field.type) else "")
 
 
-def _rule(config: Config, part: Any, name: str, key: str) -> str:
-    """What the schema says when this field of this part has a value that cannot be; empty if it takes anything."""
+def _rule(parents: tuple[Any, ...], key: str) -> str:
+    """What the schema says when this key has a value that cannot be; empty if it takes anything.
+
+    Args:
+        parents: the whole configuration, the section of the key in it, and so on.
+    """
+    names = key.split(".")
+    annotation = next(field.type for field in fields(parents[-1]) if field.name == names[-1])
     for probe in PROBES:
-        if not _is_probe_for(probe, next(field.type for field in fields(part) if field.name == name)):
+        if not _is_probe_for(probe, annotation):
             continue
         try:
-            changed = replace(part, **{name: probe})
-            if part is not config:
-                replace(config, **{key.partition(".")[0]: changed})
+            changed = probe
+            for parent, name in zip(reversed(parents), reversed(names), strict=True):
+                changed = replace(parent, **{name: changed})
         except UserError as error:
             refused, _, rule = str(error).partition(" is not possible: ")
             if refused.startswith(f"{key}="):
@@ -157,7 +169,7 @@ def _rule(config: Config, part: Any, name: str, key: str) -> str:
 def _is_probe_for(probe: Any, annotation: Any) -> bool:
     """Whether a value has the type of a field, so that a range, not the type, refuses it."""
     if annotation is Any:
-        return isinstance(probe, str | NoneType)
+        return isinstance(probe, int | str | NoneType)
     types = [getattr(kind, "__origin__", kind) for kind in get_args(annotation) or (annotation,)]
     if getattr(annotation, "__origin__", None) is list:
         return isinstance(probe, list)
@@ -167,7 +179,7 @@ def _is_probe_for(probe: Any, annotation: Any) -> bool:
 def _type_name(key: str, annotation: Any) -> str:
     kinds = get_args(annotation) or (annotation,)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    name = next((names[kind] for kind in kinds if kind in names), "a list")
+    name = "anything" if annotation is Any else next((names[kind] for kind in kinds if kind in names), "a list")
     if key in PATH_KEYS:
         name = "a path"
     return name

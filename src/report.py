@@ -16,14 +16,20 @@ PROTOCOLS = {
 }
 
 
-def describe_data(summary: dict[str, int], min_interactions: int, holdout: int) -> str:
+def describe_data(summary: dict[str, int], min_interactions: int, holdout: int, min_item_interactions: int = 1) -> str:
     """What was read, what was left out and why, and what is evaluated; a few lines."""
     s = summary
     lines = [
         f"data        {s['rows']:,} interactions of {s['users']:,} users with {s['items']:,} items"
         + ("" if s["has_time"] else " (no time column: the file's order is taken as the order)"),
     ]
-    if s["short_users"]:
+    if min_item_interactions > 1:
+        lines.append(
+            f"left out    {s['short_users_rows']:,} interactions, {s['short_users']:,} users and"
+            f" {s['items'] - s['train_items']:,} items, until every user has data.min_interactions={min_interactions}"
+            f" and every item data.min_item_interactions={min_item_interactions}"
+        )
+    elif s["short_users"]:
         lines.append(
             f"left out    {s['short_users']:,} users with fewer than data.min_interactions={min_interactions}"
             f" interactions ({s['short_users_rows']:,} interactions,"

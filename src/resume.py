@@ -19,6 +19,9 @@ FIXED = (
     "model.output_transform",
     "model.output_bias",
     "data.min_interactions",
+    "data.min_item_interactions",
+    "data.min_rating",
+    "data.deduplicate",
     "data.holdout",
     "training.optimizer",
     "training.decay_norm_and_bias",
@@ -26,7 +29,10 @@ FIXED = (
 # What decides which rows form which batch, the number of processes aside.
 PLAN = ("seed", "data.batch_size", "data.window_stride", "model.max_len")
 # What may differ without a word.
-PLACES = ("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference.")
+PLACES = (
+    *("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference."),
+    *("data.columns.", "data.delimiter", "data.encoding", "data.on_bad_rows", "data.download", "data.cache"),
+)
 
 
 def find(resume: bool | str, folder: RunFolder) -> Path | None:

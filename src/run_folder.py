@@ -61,6 +61,11 @@ class RunFolder:
         """As `archive`, for an earlier sweep."""
         return self._move_to_previous([self.sweep]) if self.sweep.exists() else None
 
+    @property
+    def cache(self) -> Path:
+        """Prepared data of the last tables, which can be made again."""
+        return self.root / "cache"
+
     def archive(self, results_only: bool = False) -> Path | None:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
 

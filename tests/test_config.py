@@ -18,6 +18,7 @@ import train_bert4rec
 from src import cli
 from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics
 from src.data import BERT4RecDataModule
+from src.data.table import TableOptions
 from src.errors import UserError
 from src.models import BERT4Rec
 from src.run_folder import RunFolder
@@ -116,6 +117,19 @@ ADDED = {
     "training.strategy": "auto",
     "training.resume": False,
     "training.logger": ["tensorboard", "csv"],
+    "data.columns.user": None,
+    "data.columns.item": None,
+    "data.columns.time": None,
+    "data.columns.rating": None,
+    "data.delimiter": None,
+    "data.encoding": "utf-8",
+    "data.on_bad_rows": "error",
+    "data.min_rating": None,
+    "data.deduplicate": False,
+    "data.download": None,
+    "data.download_url": None,
+    "data.cache": True,
+    "data.min_item_interactions": 1,
     "evaluation.topk": [10],
     "evaluation.filter_seen": True,
     "evaluation.protocols": ["full"],
@@ -242,6 +256,15 @@ TOO_FAR: dict[str, list[Any]] = {
     "seed": [-1, 2**32],
     "data.batch_size": [0],
     "data.min_interactions": [0],
+    "data.min_item_interactions": [0],
+    "data.columns.user": [0, -1, "", 1.5, True, False],
+    "data.columns.time": [0, "", True],
+    "data.columns.rating": [False],
+    "data.encoding": ["utf-9", "hex", "", "utf\x00", "undefined"],
+    "data.on_bad_rows": ["skip", "Drop"],
+    "data.min_rating": [float("nan"), float("inf")],
+    "data.download": ["ml-2m"],
+    "data.download_url": ["http://127.0.0.1/ml-1m.zip"],
     "data.num_workers": [-1],
     "data.window_stride": [0, 51],
     "data.holdout": [-1, 3],
@@ -293,6 +316,13 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "seed": [0, 2**32 - 1],
     "data.batch_size": [1],
     "data.min_interactions": [1],
+    "data.columns.user": ["userId", "1"],
+    "data.columns.time": ["when", False],
+    "data.delimiter": [";", "::", "\t"],
+    "data.encoding": ["latin-1", "cp949"],
+    "data.on_bad_rows": ["drop"],
+    "data.min_rating": [-1.0, 0.0, 4.5],
+    "data.download": ["ml-100k", "ml-1m", "ml-20m", "beauty", "steam"],
     "data.num_workers": [0],
     "data.window_stride": [1, 50],
     "data.holdout": [0, 1],
@@ -326,6 +356,10 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"model.mask_token_share": 0.95}, "model.random_token_share=0.1", "model.mask_token_share=0.95"),
         ({"data.holdout": 0, "training.early_stopping": True}, "training.early_stopping=True", "data.holdout=0"),
         ({"data.window_stride": 9, "model.max_len": 8}, "data.window_stride=9", "model.max_len=8"),
+        ({"data.columns.user": 1}, "data.columns=[1]", "user and item need places"),
+        ({"data.columns.user": 1, "data.columns.item": "film"}, "data.columns=[1, 'film']", "no column a name"),
+        ({"data.columns.time": 4}, "data.columns=[4]", "user and item need places"),
+        ({"data.download": "ml-1m", "data.generate_sample": True}, "data.download=ml-1m", "data.generate_sample"),
         ({"evaluation.topk": [5]}, "training.monitor_metric=val_ndcg@10", "val_hit@5, val_ndcg@5, val_mrr"),
     ],
 )
@@ -349,6 +383,9 @@ def test_metrics_that_may_be_monitored() -> None:
         ("output_dir", None),
         ("data.batch_size", 12.5),
         ("data.data_file", None),
+        ("data.min_rating", "good"),
+        ("data.deduplicate", "perhaps"),
+        ("data.columns", "user"),
         ("model.num_layers", 2.5),
         ("model.num_layers", True),
         ("model.dropout_rate", "much"),
@@ -423,6 +460,7 @@ OTHER = {
     "data.generate_sample": True,
     "data.batch_size": 31,
     "data.min_interactions": 5,
+    "data.min_item_interactions": 4,
     "data.holdout": 1,
     "data.window_stride": 11,
     "data.num_workers": 2,
@@ -455,6 +493,18 @@ OTHER = {
 }
 
 
+TABLE = {
+    "data.columns.user": 1,
+    "data.columns.item": 3,
+    "data.columns.time": 7,
+    "data.columns.rating": 6,
+    "data.delimiter": "|",
+    "data.encoding": "cp949",
+    "data.on_bad_rows": "drop",
+    "data.min_rating": 3.5,
+    "data.deduplicate": True,
+}
+DOWNLOAD = {"data.download": "ml-20m", "data.download_url": "http://127.0.0.1/x.zip"}
 SAMPLED = {"training.loss": "gbce", "training.num_negatives": 31}
 
 
@@ -471,14 +521,24 @@ def test_every_argument_of_the_model_comes_from_its_setting() -> None:
 
 
 def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path) -> None:
-    data = train_bert4rec.build_data(changed({**OTHER, "data.data_dir": str(tmp_path)}))
+    folder = {"data.data_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
+    data = train_bert4rec.build_data(changed(OTHER | TABLE | folder))
     names = {key.rpartition(".")[2]: value for key, value in OTHER.items() if not key.startswith("evaluation.")}
     names |= {"filter_seen": False, "eval_batch_size": 77}
     arguments = set(inspect.signature(BERT4RecDataModule).parameters) - {"data_dir", "data_file", "num_negatives"}
+    arguments -= {"download", "download_url"}  # of another table than the sample
+    names |= {
+        "cache_dir": tmp_path / "run" / "cache",
+        "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True),
+    }
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
     assert data.path == tmp_path / "other.csv"
     assert data.num_negatives == 0  # softmax needs none
     assert train_bert4rec.build_data(changed(SAMPLED)).num_negatives == 31
+    assert train_bert4rec.build_data(changed({"data.cache": False})).cache_dir is None
+    downloads = train_bert4rec.build_data(changed(DOWNLOAD | folder))
+    assert (downloads.download, downloads.download_url) == ("ml-20m", "http://127.0.0.1/x.zip")
+    assert downloads.path == changed(DOWNLOAD | folder).data.path == tmp_path / "ml-20m.csv"
     defaults = BERT4RecDataModule()
     assert not [name for name in arguments if getattr(data, name) == getattr(defaults, name)]
 

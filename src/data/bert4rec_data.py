@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.batch import EvalBatch, TrainStep
-from src.data import sample
+from src.data import download, sample
 from src.data.batching import (
     TOKENS_PER_PART,
     EvaluationSet,
@@ -20,8 +20,9 @@ from src.data.batching import (
     ShuffledBatches,
     TrainingSet,
 )
-from src.data.interactions import read_interactions
-from src.data.sequences import Sequences, build, evaluation_spans, flatten, training_spans, windows
+from src.data.prepared import load_training_data
+from src.data.sequences import Sequences, evaluation_spans, flatten, training_spans, windows
+from src.data.table import TableOptions
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
 
@@ -30,7 +31,12 @@ class BERT4RecDataModule(pl.LightningDataModule):
     """Reads the table, splits it by leave-one-out, and serves masked training and ranked evaluation batches.
 
     Args:
-        data_dir, data_file: where the CSV is; `~` is expanded.
+        data_dir, data_file: where the table is, a file, a folder or a pattern; `~` is expanded.
+        table_options: how it is to be read; None leaves all to be recognised.
+        min_interactions, min_item_interactions: users and items with fewer are left out.
+        download: name of a public data set to be fetched into `data_dir`, which then is the table.
+        download_url: another address of it.
+        cache_dir: where the prepared data is kept between runs; None keeps nothing.
         max_len: longest input of the model.
         mask_prob, mask_token_share, random_token_share, mask_last_share: see `src.data.masking`.
         holdout: 2 holds out the last item for testing and the one before for validation, 1 the last item for
@@ -48,13 +54,16 @@ class BERT4RecDataModule(pl.LightningDataModule):
     vocabulary: Vocabulary
     user_ids: pa.StringArray
     summary: dict[str, int]
+    notes: tuple[str, ...]
 
     def __init__(
         self,
         data_dir: str = "~/data/train/",
         data_file: str = "train_ratings.csv",
         batch_size: int = 128,
+        table_options: TableOptions | None = None,
         min_interactions: int = 3,
+        min_item_interactions: int = 1,
         num_workers: int = 4,
         max_len: int = 50,
         mask_prob: float = 0.15,
@@ -68,12 +77,18 @@ class BERT4RecDataModule(pl.LightningDataModule):
         num_negatives: int = 0,
         negative_power: float = 0.0,
         generate_sample: bool = False,
+        download: str | None = None,
+        download_url: str | None = None,
+        cache_dir: str | Path | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.path = Path(data_dir).expanduser() / data_file
+        folder = Path(data_dir).expanduser()
+        self.path = folder / (f"{download}.csv" if download else data_file)
+        self.table_options = table_options or TableOptions()
         self.batch_size = batch_size
         self.min_interactions = min_interactions
+        self.min_item_interactions = min_item_interactions
         self.num_workers = num_workers
         self.max_len = max_len
         self.mask_prob = mask_prob
@@ -87,6 +102,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.num_negatives = num_negatives
         self.negative_power = negative_power
         self.generate_sample = generate_sample
+        self.download = download
+        self.download_url = download_url
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.seed = seed
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
@@ -95,37 +113,36 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return len(self.vocabulary)
 
     def prepare_data(self) -> None:
+        """In one process of each machine, before `setup`: make or fetch the table."""
         if self.generate_sample:
             sample.write(self.path, self.seed)
+        if self.download:
+            download.fetch(self.download, self.path.parent, self.download_url)
 
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "sequences"):  # Lightning calls once for each stage
             return
-        interactions = read_interactions(self.path)
-        lengths = interactions.lengths
-        self.sequences, item_ids = build(interactions, self.min_interactions)
-        if len(self.sequences.offsets) == 1:
+        data = load_training_data(
+            self.path, self.table_options, self.min_interactions, self.min_item_interactions, self.cache_dir
+        )
+        self.sequences, self.notes = data.sequences, data.notes
+        if len(self.sequences.histories) == 0:
+            items = f" after items with fewer than data.min_item_interactions={self.min_item_interactions} are left out"
             raise UserError(
-                f"{self.path} has no user with at least data.min_interactions={self.min_interactions} interactions:"
-                f" the longest history has {lengths.max()}"
+                f"{self.path} has no user with at least data.min_interactions={self.min_interactions} interactions"
+                f"{items if self.min_item_interactions > 1 else ''}:"
+                f" the longest history has {data.counts['longest_history']}"
             )
         self.spans = training_spans(self.sequences, self.holdout)
         _, train_tokens = flatten(self.sequences.tokens, self.spans)
-        counts = np.bincount(train_tokens, minlength=len(item_ids) + 1)[1:]
-        self.vocabulary = Vocabulary(pa.array(item_ids, pa.string()), counts)
-        is_short = lengths < self.min_interactions
-        self.user_ids = interactions.user_ids.filter(~is_short)
+        counts = np.bincount(train_tokens, minlength=len(data.item_ids) + 1)[1:]
+        self.vocabulary = Vocabulary(data.item_ids, counts)
+        self.user_ids = data.user_ids
         self.summary = {
-            "rows": int(lengths.sum()),
-            "users": len(lengths),
-            "items": len(interactions.item_ids),
-            "has_time": int(interactions.has_time),
-            "short_users": int(is_short.sum()),
-            "short_users_rows": int(lengths[is_short].sum()),
+            **data.counts,
             "train_users": len(self.spans),
-            "train_items": len(item_ids),
+            "train_items": len(data.item_ids),
             "train_rows": len(train_tokens),
-            "longest_history": int(lengths.max()),
         }
         if self.holdout:
             targets = self.evaluation_set(from_end=1)

@@ -5,7 +5,7 @@ No function here loops over rows or users.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a recommender needs spans, but no reader of tables
     from src.data.interactions import Interactions
 
 Indices = NDArray[np.int64]
+Tokens = NDArray[Any]  # int32 or int64; what becomes a batch is int64
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Sequences:
     """Histories of users as tokens.
 
     Attributes:
-        tokens: [R] int64, items 1..N, each user's in order of time.
+        tokens: [R] int32 or int64, items 1..N, each user's in order of time.
         offsets: [U + 1] int64; the history of user u is tokens[offsets[u] : offsets[u + 1]].
     """
 
-    tokens: Indices
+    tokens: Tokens
     offsets: Indices
 
     @property
@@ -67,19 +68,40 @@ class Sequences:
         return Spans(self.offsets[:-1], self.offsets[1:])
 
 
-def build(interactions: "Interactions", min_interactions: int) -> tuple[Sequences, list[str]]:
-    """Histories of the users who have at least `min_interactions`, as tokens in a vocabulary of their items alone.
+def build(
+    interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1
+) -> tuple[Sequences, pa.StringArray, pa.StringArray]:
+    """Histories of the users with at least `min_interactions`, as tokens in a vocabulary of their items alone.
+
+    With `min_item_interactions` above 1, rarer items are left out first. That can make users too short and, without
+    them, further items too rare, so that both are left out in turn until all that is left has enough (the n-core).
 
     Returns:
-        The sequences, and the id of the item behind each token: `item_ids[t - 1]` of token t.
+        The sequences, the id of the item behind each token, `item_ids[t - 1]` of token t, and the ids of the users.
     """
-    keeps_user = interactions.lengths >= min_interactions
-    items = interactions.items[np.repeat(keeps_user, interactions.lengths)]
-    is_used = np.zeros(len(interactions.item_ids), dtype=bool)
+    users = np.repeat(np.arange(len(interactions.lengths), dtype=np.int32), interactions.lengths)
+    items = interactions.items
+    num_users, num_items = len(interactions.lengths), len(interactions.item_ids)
+    while True:
+        rows = len(items)
+        if min_item_interactions > 1:
+            is_kept = (np.bincount(items, minlength=num_items) >= min_item_interactions)[items]
+            users, items = users[is_kept], items[is_kept]
+        is_kept = (np.bincount(users, minlength=num_users) >= min_interactions)[users]
+        if not is_kept.all():
+            users, items = users[is_kept], items[is_kept]
+        if len(items) == rows or min_item_interactions <= 1:
+            break
+    is_used = np.zeros(num_items, dtype=bool)
     is_used[items] = True
-    tokens = is_used.cumsum()[items]  # 1..N in order of first appearance in the table
-    offsets = np.concatenate([[0], interactions.lengths[keeps_user].cumsum()])
-    return Sequences(tokens, offsets), interactions.item_ids.filter(is_used).to_pylist()
+    tokens = is_used.cumsum(dtype=np.int32)[items]  # 1..N in order of first appearance in the table
+    lengths = np.bincount(users, minlength=num_users)
+    offsets = np.concatenate([[0], lengths[lengths > 0].cumsum()])
+    item_ids, user_ids = (
+        interactions.item_ids.filter(pa.array(is_used)),
+        interactions.user_ids.filter(pa.array(lengths > 0)),
+    )
+    return Sequences(tokens, offsets), item_ids, user_ids
 
 
 def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequences, Indices]:
@@ -89,7 +111,7 @@ def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequen
         The sequences, U users (some may have no history left), and [I] int64, for each distinct item of the table how
         many interactions were left out because the vocabulary does not have it.
     """
-    tokens_of_items = vocabulary.encode(interactions.item_ids)
+    tokens_of_items = vocabulary.encode(interactions.item_ids).astype(np.int32)
     tokens = tokens_of_items[interactions.items]
     is_known = tokens != PAD
     offsets = np.concatenate([[0], is_known.cumsum()])[interactions.offsets]
@@ -109,7 +131,7 @@ def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tup
     stops = np.where(is_there, interactions.offsets[places + 1], 0)
     _, items = flatten(interactions.items, Spans(starts, stops))
     offsets = np.concatenate([[0], (stops - starts).cumsum()])
-    return replace(interactions, items=items, offsets=offsets, user_ids=user_ids), is_there
+    return replace(interactions, items=items.astype(np.int32), offsets=offsets, user_ids=user_ids), is_there
 
 
 def training_spans(sequences: Sequences, holdout: int) -> Spans:
@@ -134,7 +156,7 @@ def evaluation_spans(sequences: Sequences, holdout: int, from_end: int) -> tuple
     histories = sequences.histories
     users = np.flatnonzero(histories.lengths > holdout)
     places = histories.stops[users] - from_end
-    return users, Spans(histories.starts[users], places), sequences.tokens[places]
+    return users, Spans(histories.starts[users], places), sequences.tokens[places].astype(np.int64)
 
 
 def windows(spans: Spans, max_len: int, stride: int) -> Spans:
@@ -149,7 +171,7 @@ def windows(spans: Spans, max_len: int, stride: int) -> Spans:
     return Spans(starts, np.minimum(starts + max_len, spans.stops[rows]))
 
 
-def pad_left(tokens: Indices, spans: Spans, append: int | None = None) -> Indices:
+def pad_left(tokens: Tokens, spans: Spans, append: int | None = None) -> Indices:
     """Spans side by side, padded on the left to the longest.
 
     Args:
@@ -159,13 +181,13 @@ def pad_left(tokens: Indices, spans: Spans, append: int | None = None) -> Indice
         [B, L] int64, L the longest span (plus one with `append`).
     """
     places = spans.stops[:, None] + np.arange(-int(spans.lengths.max(initial=0)), 0)  # [B, L]
-    padded = np.where(places >= spans.starts[:, None], tokens.take(places, mode="clip"), PAD)
+    padded = np.where(places >= spans.starts[:, None], tokens.take(places, mode="clip"), PAD).astype(np.int64)
     return padded if append is None else np.column_stack([padded, np.full(len(spans), append)])
 
 
-def flatten(tokens: Indices, spans: Spans) -> tuple[Indices, Indices]:
+def flatten(tokens: Tokens, spans: Spans) -> tuple[Indices, Indices]:
     """Every token of every span, with the row it belongs to: rows [S] and tokens [S], both int64."""
     lengths = spans.lengths
     rows = np.repeat(np.arange(len(spans)), lengths)
     places = np.arange(len(rows)) + np.repeat(spans.starts - (lengths.cumsum() - lengths), lengths)
-    return rows, tokens[places]
+    return rows, tokens[places].astype(np.int64)

@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from src import checkpoint, cli, report
 from src.config import Config, flat_settings
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
-from src.data.interactions import Interactions, read_interactions
+from src.data.download import fetch
+from src.data.interactions import Interactions
+from src.data.prepared import load_interactions
 from src.data.sequences import Indices, Spans
+from src.data.table import TableOptions
 from src.data.titles import read_titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -42,14 +46,24 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(config: Config) -> None:
-    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report."""
+    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report.
+
+    Works on one device; where a launcher started several processes, the first does it all.
+    """
+    if rank_zero_only.rank:
+        return
     settings, folder = config.inference, RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
     output_path = Path(settings.output_path or folder.evaluation).expanduser()
     titles = read_titles(config.data.items_file)
     model, vocabulary = checkpoint.load(checkpoint_path)
-    path = Path(config.data.data_dir).expanduser() / config.data.data_file
-    interactions = read_interactions(path)
+    path = config.data.path
+    if config.data.download:
+        fetch(config.data.download, path.parent, config.data.download_url)
+    options = TableOptions(**config.data.table_options)
+    interactions = load_interactions(path, options, folder.cache if config.data.cache else None)
+    for note in interactions.notes:
+        print(note)
     held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
     if not len(held_out.users):
         raise UserError(

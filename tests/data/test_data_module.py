@@ -14,7 +14,8 @@ import torch
 
 from src.batch import EvalBatch, TrainStep
 from src.config import DataConfig
-from src.data import BERT4RecDataModule, bert4rec_data, sample
+from src.data import BERT4RecDataModule, bert4rec_data, cache, sample
+from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_histories
 
@@ -234,6 +235,8 @@ CHANGES: dict[str, Any] = {
     "data_file": "other.csv",
     "batch_size": 3,
     "min_interactions": 4,
+    "min_item_interactions": 9,
+    "table_options": TableOptions(deduplicate=True),
     "num_workers": 1,
     "max_len": 3,
     "mask_prob": 0.9,
@@ -262,7 +265,7 @@ def test_every_argument_matters(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     write_histories(tmp_path / "other" / "table.csv", other)
     write_histories(tmp_path / "other.csv", other)
-    histories = {f"u{row}": "a b c d e f g h i j"[: 5 + 2 * row] for row in range(8)}
+    histories = {f"u{row}": "a b c d e f g h i j"[: 5 + 2 * row] for row in range(8)} | {"u8": "a b c c d"}
     settings = {"batch_size": 2, "num_workers": 2, "max_len": 6, "mask_prob": 0.4, "eval_batch_size": 2, "seed": 42}
     settings |= {"mask_token_share": 0.5, "random_token_share": 0.2, "mask_last_share": 0.1}
     settings |= {"num_negatives": 3, "negative_power": 0.0}
@@ -279,8 +282,15 @@ def test_every_argument_matters(tmp_path: Path) -> None:
 
 def test_no_argument_is_left_out_of_the_tests() -> None:
     arguments = set(inspect.signature(BERT4RecDataModule).parameters)
-    assert arguments == {*CHANGES, "generate_sample"}
-    assert {field.name for field in fields(DataConfig)} - {"items_file"} <= arguments  # that is for the report
+    assert arguments == {
+        *CHANGES,
+        "generate_sample",
+        "download",
+        "download_url",
+        "cache_dir",
+    }  # with tests of their own
+    options = {"columns", *(field.name for field in fields(TableOptions))}
+    assert {field.name for field in fields(DataConfig)} - options - {"cache", "items_file"} <= arguments
 
 
 def test_generate_sample_writes_the_table_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +336,69 @@ def test_parts_are_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file .*none\.csv"):
         BERT4RecDataModule(str(tmp_path), "none.csv").setup()
+
+
+def test_rare_items_are_left_out_in_turn_with_short_users(tmp_path: Path) -> None:
+    histories = {"ann": "a b c", "bob": "b c a d", "dan": "a d e", "eve": "a b c f"}
+    data = data_module(tmp_path, histories, min_interactions=3, min_item_interactions=2, holdout=0)
+    assert data.vocabulary.ids.to_pylist() == ["a", "b", "c"]  # d is too rare once dan, without e, is too short
+    assert original_sequences(data.train_dataloader()) == [[1, 2, 3], [1, 2, 3], [2, 3, 1]]
+    assert (data.summary["short_users"], data.summary["short_users_rows"], data.summary["items"]) == (1, 5, 6)
+    with pytest.raises(UserError) as caught:
+        data_module(tmp_path, histories, min_item_interactions=5)
+    assert str(caught.value) == (
+        f"{tmp_path / 'table.csv'} has no user with at least data.min_interactions=3 interactions after items with"
+        " fewer than data.min_item_interactions=5 are left out: the longest history has 4"
+    )
+
+
+def test_what_reading_had_to_say_is_handed_on(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("userId,movieId\na,x\na,y\na,\na,z\n")
+    data = BERT4RecDataModule(str(tmp_path), "table.csv", table_options=TableOptions(on_bad_rows="drop"))
+    data.setup()
+    assert [note.split()[0] for note in data.notes] == ["columns", "left"]
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None", "ignore:.*no .validation_step")
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_table_that_changes_between_two_epochs_changes_nothing(
+    tmp_path: Path, is_cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SMALLEST", 0)
+    seen: list[list[list[int]]] = []
+
+    class Vandal(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def on_train_epoch_start(self) -> None:
+            seen.append([])
+            (tmp_path / "table.csv").write_text("user,item\nx,y\n" * self.current_epoch)
+            for file in (tmp_path / "kept").glob("*/*"):
+                file.unlink()
+
+        def training_step(self, batch: TrainStep, batch_idx: int) -> None:
+            seen[-1] += original_sequences([batch])
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    data = data_module(tmp_path, holdout=0, batch_size=2, cache_dir=tmp_path / "kept" if is_cached else None)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(accelerator="cpu", max_epochs=3, enable_model_summary=False, **options).fit(Vandal(), data)
+    assert [sorted(epoch) for epoch in seen] == [[[1, 2, 3, 4, 5], [2, 3, 1], [4, 1, 2, 4]]] * 3
+
+
+def test_a_history_of_many_items_becomes_windows(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("user,item\n" + "".join(f"a,{n}\n" for n in range(100_000)))
+    data = BERT4RecDataModule(str(tmp_path), "table.csv", max_len=50, window_stride=50, batch_size=256)
+    data.setup()
+    spans = data.train_dataloader().dataset.spans
+    assert (len(spans), spans.lengths.sum()) == (2000, 100_000)  # the first two overlap
+    (batch,) = next(iter(data.train_dataloader())).parts[:1]
+    assert batch.inputs.shape[1] == 50
+    assert [target for _, _, target in evaluated(data.test_dataloader())] == [100_000]
 
 
 def test_no_user_is_long_enough(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_rows_are_grouped_by_user_and_sorted_by_time(tmp_path: Path) -> None:
     assert interactions.offsets.tolist() == [0, 3, 5]
     assert interactions.lengths.tolist() == [3, 2]
     assert interactions.has_time
-    assert interactions.items.dtype == interactions.offsets.dtype == "int64"
+    assert (interactions.items.dtype, interactions.offsets.dtype) == ("int32", "int64")
 
 
 def test_ids_stay_text(tmp_path: Path) -> None:
@@ -126,6 +126,7 @@ MUST_NAME = "the header must name user, item and, if there is one, time"
 KEEP_ONE = "keep one of them"
 FILL_IN = "fill it in or delete the row"
 LEAVE_OUT = "fill it in, or leave the column out altogether"
+DROP = "or leave such rows out with data.on_bad_rows=drop"
 USE_TIMES = "use Unix times or dates like 2024-01-31 12:00:00"
 
 
@@ -134,12 +135,13 @@ USE_TIMES = "use Unix times or dates like 2024-01-31 12:00:00"
     [
         ("", ["is empty", "it must begin with the line user,item,time"]),
         ("user,item,time\n", ["has a header but no rows"]),
-        ("\n", ["cannot be read as CSV"]),
-        ("user,item\na,x\nb\n", ["cannot be read as CSV"]),
-        (b"user,item\na,\xff\n", ["cannot be read as CSV"]),
+        ("\n", ["is empty", "it must begin with the line user,item,time"]),
+        ("user,item\na,x\nb\n", ["has 1 of 2 fields in data row 2", "mend or delete the row", DROP]),
+        ("user,item\na,x\nb,y,z\n", ["has 3 of 2 fields in data row 2", "mend or delete the row", DROP]),
+        (b"user,item\na,\xff\n", ["has bytes that are not utf-8 in data row 1", "data.encoding=latin-1", DROP]),
         ("name,item\na,x\n", ["has no column user: found name, item", MUST_NAME]),
         ("user,film,time\na,x,1\n", ["has no column item: found user, film, time", MUST_NAME]),
-        ("user;item\na;x\n", ["has no column user and no column item: found user;item", MUST_NAME]),
+        ("u;i\na;x\n", ["has no column user and no column item: found u, i", MUST_NAME]),
         ("user,user,item\na,b,x\n", ["has the column user more than once", KEEP_ONE]),
         ("user,item,item\na,x,y\n", ["has the column item more than once", KEEP_ONE]),
         ("user,item,time,time\na,x,1,2\n", ["has the column time more than once", KEEP_ONE]),
@@ -149,7 +151,7 @@ USE_TIMES = "use Unix times or dates like 2024-01-31 12:00:00"
         ("user,item,time\na,x,\na,y,\n", ["has no time in data row 1", LEAVE_OUT]),
         ("user,item,time\na,x,1\na,y,2\na,z,inf\n", ["has the time inf in data row 3", "must be a finite number"]),
         ("user,item,time\na,x,soon\n", ["'soon' in data row 1", USE_TIMES]),
-        ("user,item,time\na,x,true\n", ["'True' in data row 1", USE_TIMES]),
+        ("user,item,time\na,x,true\n", ["'true' in data row 1", USE_TIMES]),
         ("user,item,time\na,x,12:30:00\n", ["in data row 1", USE_TIMES]),  # a time of day alone
         ("user,item,time\na,x,31.01.2024\n", ["'31.01.2024' in data row 1", USE_TIMES]),
         ("user,item,time\na,x,5\na,y,soon\n", ["'soon' in data row 2", USE_TIMES]),
@@ -165,7 +167,7 @@ def test_mistakes_in_the_table(tmp_path: Path, text: str | bytes, pieces: list[s
         assert piece in message
 
 
-@pytest.mark.parametrize("name", ["nothing.csv", "."])  # a folder is no file either
+@pytest.mark.parametrize("name", ["nothing.csv", "*.csv"])
 def test_a_missing_file_names_the_overrides_and_the_sample(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         read_interactions(tmp_path / name)

@@ -3,10 +3,12 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,9 +17,11 @@ from torch.utils.data import DataLoader
 
 from src import ranking
 from src.batch import PredictBatch
+from src.data import prediction_writer
 from src.data.batching import HistorySet, OrderedBatches
 from src.data.prediction_writer import PredictionWriter
 from src.data.vocabulary import Vocabulary
+from src.errors import UserError
 from tests.data import sequences_of
 
 ITEMS = ["a", "b", "c", "d", "e"]
@@ -173,6 +177,107 @@ def test_fewer_candidates_give_fewer_rows(tmp_path: Path) -> None:
         by_user.setdefault(user, []).append(item)
     assert by_user == {"u": ["e", "c"], "new": list("abcde"), "w": ["e", "d", "c", "a"]}
     assert writer.rows == 11
+
+
+@pytest.mark.parametrize("with_scores", [False, True])
+@pytest.mark.parametrize("rows_in_a_group", [1, 5, 10**6])
+def test_parquet_by_the_extension_has_the_same_rows(
+    tmp_path: Path, with_scores: bool, rows_in_a_group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_writer, "ROWS_IN_A_GROUP", rows_in_a_group)
+    scores = np.random.default_rng(4).normal(size=(len(HARD_IDS), len(HARD_IDS))).astype(np.float32)
+    histories = [[1], [], [2, 3], [4], [5, 1, 2, 3], [], [3], [1], [2], [3]]
+    options: dict[str, Any] = {"users": HARD_IDS, "items": HARD_IDS, "histories": histories, "with_scores": with_scores}
+    for name in ("p.csv", "p.parquet"):
+        writer = predict(tmp_path / name, scores.tolist(), **options)
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
+    types = {"user": "string", "item": "string"} | ({"rank": "int32", "score": "float"} if with_scores else {})
+    assert {field.name: str(field.type) for field in table.schema} == types
+    header, *rows = rows_of(tmp_path / "p.csv")
+    assert header == table.column_names
+    assert len(table) == len(rows) == writer.rows
+    for place, name in enumerate(header[:3]):
+        assert [str(value) for value in table[name].to_pylist()] == [row[place] for row in rows]
+    if with_scores:
+        expected = [np.float32(row[3]) if row[3] else None for row in rows]
+        assert [None if score is None else np.float32(score) for score in table["score"].to_pylist()] == expected
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["p.csv", "p.parquet"]
+
+
+def test_parquet_without_a_row_still_has_its_columns(tmp_path: Path) -> None:
+    predict(tmp_path / "p.parquet", [[1.0] * 5], users=["u"], histories=[[1, 2, 3, 4, 5]], with_scores=True)
+    columns = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    assert columns == {"user": [], "item": [], "rank": [], "score": []}
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_a_full_disk_leaves_the_earlier_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_writer, "ROWS_IN_A_GROUP", 1)
+    (tmp_path / name).write_text("earlier\n")
+    (tmp_path / f"{name}.part").symlink_to("/dev/full")
+    users = [f"user {n}" for n in range(3000)]
+    with pytest.raises(UserError) as caught:
+        predict(tmp_path / name, [[9.0, 1.0, 4.0, 3.0, 2.0]] * len(users), users=users, batch_size=1000)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / name} cannot be written (No space left on device): free some room")
+    assert (tmp_path / name).read_text() == "earlier\n"
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    with pytest.raises(UserError, match="cannot be written"):
+        predict(tmp_path / "file" / "p.csv", [[1.0] * 5], users=["u"])
+    assert (tmp_path / "file").read_text() == "mine\n"
+
+
+def process(rank: int, world_size: int) -> Any:
+    """A trainer of one of several processes, as far as the writer looks at it; the others do not answer."""
+    strategy = SimpleNamespace(root_device="cpu", reduce=lambda tensor, reduce_op: tensor, barrier=lambda name: None)
+    return SimpleNamespace(global_rank=rank, is_global_zero=rank == 0, world_size=world_size, strategy=strategy)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_the_bytes_do_not_tell_how_many_processes_wrote_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_writer, "ROWS_IN_A_GROUP", 7)
+    vocabulary = Vocabulary(pa.array(HARD_IDS), np.arange(10))
+    users = pa.array([f"user-{n}" for n in range(24)])
+    contents = set()
+    for world_size, batch_size in ((1, 4), (2, 4), (3, 2), (4, 6)):
+        path = tmp_path / str(world_size) / name
+        shares = np.split(np.arange(24), world_size)
+        for rank in reversed(range(world_size)):  # the first one ends last
+            writer = PredictionWriter(path, vocabulary, users, np.arange(24) != 5, np.arange(1, 4), True)
+            writer.setup(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
+            for rows in np.split(shares[rank], len(shares[rank]) // batch_size):
+                items = (rows[:, None] + np.arange(3)) % 10 + 1
+                writer._write(rows, items, items.astype(np.float32))
+            writer.teardown(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
+        contents.add(path.read_bytes())
+        assert [file.name for file in path.parent.iterdir()] == [name]
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_memory_does_not_grow_with_the_number_of_users(name: str, tmp_path: Path) -> None:
+    """What Arrow holds at the end of a long table is no more than at the end of a short one."""
+    vocabulary = Vocabulary(pa.array([f"item-{n}" for n in range(1000)]), np.arange(1000))
+    users = pa.array([f"user-{n}" for n in range(250)])
+    held: list[int] = []
+    for batches in (60, 600):
+        writer = PredictionWriter(tmp_path / name, vocabulary, users, np.ones(250, dtype=bool), np.arange(1, 11), True)
+        before = pa.total_allocated_bytes()
+        writer.setup(process(0, 1), None, "predict")  # type: ignore[arg-type]
+        for batch in range(batches):
+            items = np.arange(1, 2501).reshape(250, 10) % 1000 + 1
+            writer._write(np.arange(250), items, np.full((250, 10), batch, dtype=np.float32))
+        held.append(pa.total_allocated_bytes() - before)
+        writer.teardown(process(0, 1), None, "predict")  # type: ignore[arg-type]
+        assert writer.rows == 2500 * batches
+    assert held[1] < 1.5 * held[0] + 2_000_000
+    assert held[1] < 80 * prediction_writer.ROWS_IN_A_GROUP
 
 
 def test_no_candidate_at_all_gives_the_header_alone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Histories, splits, windows and padding, against plain loops."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data.sequences import (
+    Sequences,
     Spans,
     build,
     encode,
@@ -38,28 +41,28 @@ def test_spans() -> None:
 
 
 def test_build_gives_tokens_from_1_in_order_of_first_appearance() -> None:
-    sequences, ids = build(interactions_of([list("cab"), list("bdc")]), min_interactions=3)
-    assert ids == ["c", "a", "b", "d"]
+    sequences, ids, _ = build(interactions_of([list("cab"), list("bdc")]), min_interactions=3)
+    assert ids.to_pylist() == ["c", "a", "b", "d"]
     assert lists_of(sequences.tokens, sequences.histories) == [[1, 2, 3], [3, 4, 1]]
-    assert sequences.tokens.dtype == sequences.offsets.dtype == np.int64
+    assert (sequences.tokens.dtype, sequences.offsets.dtype) == (np.int32, np.int64)
 
 
 def test_build_drops_short_users_and_the_items_only_they_have() -> None:
     interactions = interactions_of([list("xa"), list("abc"), ["y"], list("cczab")])
-    sequences, ids = build(interactions, min_interactions=3)
-    assert ids == ["a", "b", "c", "z"]
+    sequences, ids, _ = build(interactions, min_interactions=3)
+    assert ids.to_pylist() == ["a", "b", "c", "z"]
     assert lists_of(sequences.tokens, sequences.histories) == [[1, 2, 3], [3, 3, 4, 1, 2]]
-    sequences, ids = build(interactions, min_interactions=4)
-    assert ids == ["a", "b", "c", "z"]
+    sequences, ids, _ = build(interactions, min_interactions=4)
+    assert ids.to_pylist() == ["a", "b", "c", "z"]
     assert lists_of(sequences.tokens, sequences.histories) == [[3, 3, 4, 1, 2]]
-    sequences, ids = build(interactions, min_interactions=1)
-    assert ids == ["x", "a", "b", "c", "y", "z"]
+    sequences, ids, _ = build(interactions, min_interactions=1)
+    assert ids.to_pylist() == ["x", "a", "b", "c", "y", "z"]
     assert len(sequences.histories) == 4
 
 
 def test_build_with_no_user_left() -> None:
-    sequences, ids = build(interactions_of([list("xa"), list("b")]), min_interactions=3)
-    assert ids == []
+    sequences, ids, _ = build(interactions_of([list("xa"), list("b")]), min_interactions=3)
+    assert ids.to_pylist() == []
     assert len(sequences.histories) == 0
     assert len(sequences.tokens) == 0
 
@@ -71,11 +74,42 @@ letters = st.lists(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=6),
 @given(histories=letters, min_interactions=st.integers(1, 4))
 def test_build_keeps_padding_apart_from_every_item(histories: list[list[str]], min_interactions: int) -> None:
     """Token 0 is padding alone, tokens 1..N are all in use, and each stands for the item it came from."""
-    sequences, ids = build(interactions_of(histories), min_interactions)
+    sequences, ids, _ = build(interactions_of(histories), min_interactions)
     kept = [history for history in histories if len(history) >= min_interactions]
     assert set(sequences.tokens.tolist()) == set(range(1, len(ids) + 1))
-    decoded = [[ids[token - 1] for token in tokens] for tokens in lists_of(sequences.tokens, sequences.histories)]
+    decoded = [
+        [ids[token - 1].as_py() for token in tokens] for tokens in lists_of(sequences.tokens, sequences.histories)
+    ]
     assert decoded == kept
+
+
+def n_core(rows: list[tuple[int, str]], least: int, least_item: int) -> list[tuple[int, str]]:
+    """By plain loops: the rows that are left when users and items with too few are taken out until none is."""
+    while True:
+        users, items = Counter(user for user, _ in rows), Counter(item for _, item in rows)
+        left = [(user, item) for user, item in rows if users[user] >= least and items[item] >= least_item]
+        if left == rows:
+            return rows
+        rows = left
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories=letters, min_interactions=st.integers(1, 3), min_item_interactions=st.integers(2, 4))
+def test_build_leaves_the_n_core(histories: list[list[str]], min_interactions: int, min_item_interactions: int) -> None:
+    sequences, ids, _ = build(interactions_of(histories), min_interactions, min_item_interactions)
+    rows = [(user, item) for user, history in enumerate(histories) for item in history]
+    expected: dict[int, list[str]] = {}
+    for user, item in n_core(rows, min_interactions, min_item_interactions):
+        expected.setdefault(user, []).append(item)
+    decoded = [[ids[token - 1].as_py() for token in part] for part in lists_of(sequences.tokens, sequences.histories)]
+    assert decoded == list(expected.values())
+
+
+def test_batches_are_int64_whatever_the_tokens_are() -> None:
+    tokens, spans = np.array([3, 1, 2], dtype=np.int32), Spans(np.array([0, 2]), np.array([2, 3]))
+    assert pad_left(tokens, spans).dtype == pad_left(tokens, spans, append=4).dtype == np.int64
+    assert flatten(tokens, spans)[1].dtype == np.int64
+    assert evaluation_spans(Sequences(tokens, np.array([0, 3])), 2, 1)[2].dtype == np.int64
 
 
 def test_encode_drops_and_counts_unknown_items() -> None:
@@ -98,8 +132,8 @@ def test_encode_with_no_known_item_leaves_empty_histories() -> None:
 def test_encode_agrees_with_build(histories: list[list[str]]) -> None:
     """Prediction on the training file sees the tokens that training saw."""
     interactions = interactions_of(histories)
-    built, ids = build(interactions, min_interactions=1)
-    encoded, dropped = encode(interactions, Vocabulary(pa.array(ids), np.ones(len(ids), dtype=np.int64)))
+    built, ids, _ = build(interactions, min_interactions=1)
+    encoded, dropped = encode(interactions, Vocabulary(ids, np.ones(len(ids), dtype=np.int64)))
     assert encoded.tokens.tolist() == built.tokens.tolist()
     assert encoded.offsets.tolist() == built.offsets.tolist()
     assert not dropped.any()

@@ -94,6 +94,7 @@ def test_defaults_equal_those_of_the_yaml(thing: type, sections: list[str | None
     if thing is BERT4RecDataModule:
         values["eval_batch_size"] = composed["evaluation"]["batch_size"]
         values["num_negatives"] = 0  # softmax, the default loss, needs none
+        values |= {"table_options": None, "cache_dir": None}  # all is recognised, and nothing kept
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in keywords.items()} == values
 
 

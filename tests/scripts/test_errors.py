@@ -331,6 +331,6 @@ def test_ctrl_c_before_training_is_one_line(table: Table, tmp_path: Path, monkey
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.data.bert4rec_data.read_interactions", interrupt)
+    monkeypatch.setattr("src.data.bert4rec_data.load_training_data", interrupt)
     outcome = call(train, *table.overrides, f"output_dir={tmp_path}", *TINY)
     assert (outcome.code, outcome.err) == (1, "error: stopped; nothing that was there is lost\n")

@@ -1,0 +1,229 @@
+"""Whatever a person gives as a table: the run ends with figures, or with one clear line, and nothing is lost."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from predict_bert4rec import predict
+from src import memory
+from src.data import BERT4RecDataModule
+from src.data.table import TableOptions
+from src.errors import UserError
+from tests.data import test_download
+from tests.data.test_download import server  # noqa: F401
+from tests.scripts.conftest import TINY, Run, Table, call, files_below, make_rows
+from train_bert4rec import train
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # they print a traceback
+
+USERS = ["007", "7", "ann", "이용자", "a b", "user,42", "=1+1"]
+ITEMS = ["x", "X", "1.0", "1", "🎬", "film, the", 'say "hi"', "two\nlines", " x"]
+TIMES = ["5", "30", "-7", "2", "1e3", "99999999999999"]
+DIRT = ["", "NA", "nan", "soon", "2024-01-31", "1e400", '"', '"open', 'a"b', "\x00", "é", "12:30", "true", " "]
+HEADERS = [
+    ["user", "item", "time"],
+    ["userId", "movieId", "timestamp"],
+    ["user_id:token", "item_id:token", "timestamp:float"],
+    ["user", "item", "rating"],
+    ["user", "user", "item"],
+    ["who", "what", "when"],
+    ["user", "item"],
+    [],
+]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> bytes:
+    """Bytes of a table that is rather dirty: of the wrong names, with odd cells, broken quotes, cut short, ..."""
+    is_dirty = draw(st.booleans())
+    pick = st.sampled_from
+    users, items, times = (
+        pick(values + DIRT) if is_dirty and draw(st.booleans()) else pick(values) for values in (USERS, ITEMS, TIMES)
+    )
+    rows = draw(st.lists(st.tuples(users, items, times).map(list), max_size=25))
+    header = draw(pick(HEADERS)) if is_dirty else HEADERS[draw(st.integers(0, 2))]
+    if draw(pick(["text"] * 4 + ["parquet"])) == "parquet":
+        names = [*header, "p", "q", "r"][:3]
+        sink = pa.BufferOutputStream()
+        columns = [[row[place] or None for row in rows] for place in range(3)]
+        pyarrow.parquet.write_table(pa.Table.from_arrays([pa.array(c, pa.string()) for c in columns], names), sink)
+        content = sink.getvalue().to_pybytes()
+        return content[: draw(st.integers(0, len(content)))] if is_dirty and draw(st.booleans()) else content
+    delimiter = draw(pick([",", "\t", ";", "::"]))
+    end = draw(pick(["\n", "\r\n"]))
+    is_quoted = len(delimiter) == 1 and (not is_dirty or draw(st.booleans()))
+    text = io.StringIO()
+    if is_quoted:
+        csv.writer(text, delimiter=delimiter, lineterminator=end).writerows([header, *rows])
+    else:
+        text.write("".join(delimiter.join(row) + end for row in [header, *rows]))
+    encoding = draw(pick(["utf-8"] * 4 + ["utf-8-sig", "latin-1", "utf-16"])) if is_dirty else "utf-8"
+    content = text.getvalue().encode(encoding, errors="replace")
+    if is_dirty and draw(st.booleans()):
+        place = draw(st.integers(0, len(content)))
+        content = content[:place] + draw(st.binary(max_size=3)) + content[place + draw(st.integers(0, 4)) :]
+    packed = draw(pick(["", "", "gzip", "cut"]))
+    if packed:
+        content = gzip.compress(content)
+    return content[:-7] if packed == "cut" else content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any")
+
+
+@settings(max_examples=250, deadline=None)
+@given(content=tables(), on_bad_rows=st.sampled_from(["error", "drop"]), deduplicate=st.booleans())
+def test_any_table_is_prepared_or_refused_in_one_line(
+    content: bytes, on_bad_rows: str, deduplicate: bool, folder: Path
+) -> None:
+    (folder / "t.csv").write_bytes(content)
+    options = TableOptions(on_bad_rows=on_bad_rows, deduplicate=deduplicate)
+    data = BERT4RecDataModule(str(folder), "t.csv", table_options=options, min_interactions=1, holdout=0)
+    refusal = None
+    try:
+        data.setup()
+    except UserError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert str(folder / "t.csv") in refusal
+        assert "\n" not in refusal
+        return
+    assert data.summary["rows"] >= data.summary["train_rows"] == len(data.sequences.tokens) > 0
+    assert sum(len(batch.inputs) for step in data.train_dataloader() for batch in step.parts) == len(data.spans)
+    assert all("\n" not in note for note in data.notes)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=tables(), on_bad_rows=st.sampled_from(["error", "drop"]))
+def test_any_run_ends_with_figures_or_one_clear_line(content: bytes, on_bad_rows: str, folder: Path) -> None:
+    (folder / "t.csv").write_bytes(content)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    overrides = (f"data.data_dir={folder}", "data.data_file=t.csv", f"output_dir={folder / 'run'}")
+    bad_rows = (f"data.on_bad_rows={on_bad_rows}", "data.min_interactions=2", "data.holdout=1")
+    outcome = call(train, *overrides, *bad_rows, *TINY, "training.num_epochs=1")
+    if outcome.code == 0:
+        figures = json.loads((folder / "run" / "metrics.json").read_text())["figures"]["val"]
+        assert all(0 <= value <= 1 for row in figures.values() for value in row.values())
+        outcome = call(predict, *overrides, *bad_rows, *TINY)
+        assert outcome.code == 0
+        assert (folder / "run" / "predictions.csv").stat().st_size > 0
+        return
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert str(folder / "t.csv") in outcome.err
+
+
+def test_notes_are_printed_by_training_and_prediction(tmp_path: Path) -> None:
+    rows = [f"{user}::{item}::3::{time}" for user, item, time in make_rows() if "," not in user + item]
+    (tmp_path / "r.dat").write_text("\n".join(["userId::movieId::rating::timestamp", *rows, "broken", ""]))
+    overrides = [f"data.data_dir={tmp_path}", "data.data_file=r.dat", f"output_dir={tmp_path / 'run'}"]
+    overrides += ["data.on_bad_rows=drop", "training.num_epochs=1", "data.min_item_interactions=2", *TINY]
+    outcomes = [call(task, *overrides) for task in (train, predict)]
+    for outcome in outcomes:
+        assert outcome.code == 0, outcome
+        assert "columns     userId as user, movieId as item, timestamp as time" in outcome.out
+        assert f"left out    1 bad rows of {len(rows) + 1}" in outcome.out
+    assert "and every item data.min_item_interactions=2" in outcomes[0].out
+
+
+@pytest.mark.parametrize("shape", ["one user", "one item", "one interaction"])
+def test_tables_of_almost_nothing(shape: str, tmp_path: Path) -> None:
+    rows = {
+        "one user": [("a", item) for item in "vwxyz"],
+        "one item": [(user, "x") for user in "abc" for _ in range(4)],
+        "one interaction": [("a", "x")],
+    }[shape]
+    (tmp_path / "t.csv").write_text("user,item\n" + "".join(f"{user},{item}\n" for user, item in rows))
+    overrides = (f"data.data_dir={tmp_path}", "data.data_file=t.csv", f"output_dir={tmp_path / 'run'}", *TINY)
+    outcome = call(train, *overrides, "training.num_epochs=1")
+    if shape == "one interaction":
+        assert outcome.code == 1
+        assert outcome.err.endswith(
+            "t.csv has no user with at least data.min_interactions=3 interactions: the longest history has 1\n"
+        )
+        return
+    assert (outcome.code, outcome.err) == (0, "")
+    outcome = call(predict, *overrides, "inference.exclude_seen=false", "inference.topk=2")
+    assert (outcome.code, outcome.err) == (0, "")
+    written = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
+    assert len(written) == 1 + (2 if shape == "one user" else 3)
+
+
+def test_predictions_as_parquet(trained: Run, table: Table, tmp_path: Path) -> None:
+    for name in ("p.csv", "p.parquet"):
+        checkpoint = f"inference.checkpoint_path={trained.best}"
+        outcome = call(predict, *table.overrides, *TINY, checkpoint, f"inference.output_path={tmp_path / name}")
+        assert (outcome.code, outcome.err) == (0, "")
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    columns = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    assert [list(row) for row in zip(*columns.values(), strict=True)] == rows
+    assert list(columns) == header
+
+
+def test_a_full_disk_at_prediction(trained: Run, table: Table, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("earlier\n")
+    (tmp_path / "p.csv.part").symlink_to("/dev/full")
+    before = files_below(trained.folder)
+    overrides = (f"inference.checkpoint_path={trained.best}", f"inference.output_path={tmp_path / 'p.csv'}")
+    outcome = call(predict, *table.overrides, *TINY, *overrides)
+    assert outcome.code == 1
+    assert outcome.err == (
+        f"error: {tmp_path / 'p.csv'} cannot be written (No space left on device): free some room, or write elsewhere"
+        " with inference.output_path=FILE\n"
+    )
+    assert (tmp_path / "p.csv").read_text() == "earlier\n"
+    assert files_below(trained.folder) == before
+
+
+def test_a_model_too_large_for_the_memory(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*table.overrides, *TINY, f"output_dir={tmp_path / 'run'}", "training.num_epochs=1")
+    outcome = call(train, *overrides)
+    count = re.search(r"model +([0-9,]+) parameters", outcome.out)
+    assert count is not None
+    parameters = int(count[1].replace(",", ""))
+    monkeypatch.setattr(memory, "total", lambda: 16 * parameters - 1)
+    refused = call(train, *overrides)
+    assert refused.code == 1
+    assert refused.err.startswith(f"error: the memory does not suffice ({count[1]} parameters take ")
+    assert "data.min_item_interactions=5" in refused.err
+    assert refused.err.count("\n") == 1
+    monkeypatch.setattr(memory, "total", lambda: 16 * parameters)
+    assert call(train, *overrides).code == 0
+
+
+@pytest.mark.parametrize("key", ["model.max_len", "model.hidden_units"])
+def test_an_allocation_that_fails(key: str, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one piece that is larger than all there is, or than a number can say."""
+    monkeypatch.setattr(memory, "total", lambda: None)
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 * 2
+    outcome = call(train, *table.overrides, *TINY, f"{key}={size}", f"output_dir={tmp_path / 'run'}")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: the memory does not suffice (")
+    assert "training.loss=sampled_softmax" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_train_and_predict_on_a_download(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    url = test_download.serve("ml-100k", server, monkeypatch)
+    overrides = (f"data.data_dir={tmp_path}", "data.download=ml-100k", f"data.download_url={url}", *TINY)
+    settings = ("data.min_interactions=2", "data.holdout=1", f"output_dir={tmp_path / 'run'}", "training.num_epochs=1")
+    for task in (train, predict):
+        outcome = call(task, *overrides, *settings)
+        assert outcome.code == 0, outcome
+    assert len(server.asked) == 1
