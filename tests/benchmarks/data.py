@@ -120,21 +120,19 @@ def prepare_with_cache(path: Path, folder: Path) -> object:
 TASKS = {"pandas": read_with_pandas, "plain": prepare_with_pandas, "ours": prepare, "cached": prepare_with_cache}
 
 
-def figures(command: list[str], rounds: int) -> dict[str, float] | None:
-    """Median time and largest memory of some runs; None if it does not run here."""
-    outcomes = []
-    for _ in range(rounds):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-        if done.returncode:
-            print((done.stderr.strip().splitlines() or ["killed"])[-1][:200], file=sys.stderr)
-            return None
-        outcomes.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    seconds = statistics.median(outcome["seconds"] for outcome in outcomes)
-    return {"seconds": seconds, "bytes": max(outcome["bytes"] for outcome in outcomes)}
+def measure(command: list[str]) -> dict[str, float] | None:
+    """Seconds and bytes of one run; None if it does not run here."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        print((done.stderr.strip().splitlines() or ["killed"])[-1][:200], file=sys.stderr)
+        return None
+    outcome: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return outcome
 
 
-def compare(name: str, folder: Path, rectools: str | None, rounds: int) -> list[list[str]]:
+def compare(name: str, folder: Path, rectools: str | None, engines: str | None, rounds: int) -> list[list[str]]:
     """Rows of the table: each way to prepare the file of this size."""
+    peers = Path(__file__).parent / "peers"
     rows, users, items, file = SIZES[name]
     path = folder / file
     if not path.exists():
@@ -149,19 +147,24 @@ def compare(name: str, folder: Path, rectools: str | None, rounds: int) -> list[
         "this package, again": [*this, "cached", str(path)],
     }
     if rectools:
-        script = Path(__file__).parent / "peers" / "bench_rectools_data.py"
-        tasks["RecTools, Dataset.construct"] = [rectools, str(script), str(path)]
+        tasks["RecTools, Dataset.construct"] = [rectools, str(peers / "bench_rectools_data.py"), str(path)]
+    for engine in ("polars", "duckdb") if engines else ():
+        tasks[engine] = [str(engines), str(peers / "bench_engines_data.py"), engine, str(path)]
     subprocess.run([*this, "cached", str(path)], cwd=ROOT, capture_output=True, check=False)  # the first run
+    outcomes: dict[str, list[dict[str, float] | None]] = {label: [] for label in tasks}
+    for _ in range(rounds):  # in turn, so that whatever else the machine does meets all of them
+        for label, command in tasks.items():
+            print(f"{name}: {label}", file=sys.stderr)
+            outcomes[label].append(measure(command))
     lines, reading = [], None
-    for label, command in tasks.items():
-        print(f"{name}: {label}", file=sys.stderr)
-        measured = figures(command, rounds)
-        if measured is None:
+    for label, measured in outcomes.items():
+        runs = [outcome for outcome in measured if outcome]
+        if len(runs) < rounds:
             lines.append([name, label, "-", "-", "-", "-"])
             continue
-        seconds = measured["seconds"]
+        seconds = statistics.median(run["seconds"] for run in runs)
         reading = reading or seconds
-        gib = f"{measured['bytes'] / 2**30:.2f}"
+        gib = f"{max(run['bytes'] for run in runs) / 2**30:.2f}"
         lines.append([name, label, f"{seconds:.2f}", f"{rows / seconds / 1e6:.2f}", f"{seconds / reading:.2f}", gib])
     return lines
 
@@ -197,6 +200,7 @@ def main() -> None:
     options.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--rectools", metavar="PYTHON", help="an interpreter that has rectools")
+    options.add_argument("--engines", metavar="PYTHON", help="an interpreter that has polars and duckdb")
     options.add_argument("--folder", type=Path, help="where the tables are written and stay; else a temporary folder")
     options.add_argument("--prediction-users", type=int, nargs="*", default=[20_000, 100_000])
     options.add_argument("--prediction-items", type=int, default=100_000)
@@ -208,8 +212,8 @@ def main() -> None:
         if chosen.task:
             time_it(chosen.task[0], Path(chosen.task[1]), folder)
             return
-        lines = [line for name in chosen.sizes for line in compare(name, folder, chosen.rectools, chosen.rounds)]
-        if lines:
+        for name in chosen.sizes:
+            lines = compare(name, folder, chosen.rectools, chosen.engines, chosen.rounds)
             print_table(["rows", "way", "seconds", "million rows/s", "x reading", "peak GiB"], lines)
         if chosen.prediction_users:
             lines = predict(chosen.prediction_users, chosen.prediction_items, folder)
