@@ -50,7 +50,7 @@ def evaluate(config: Config) -> None:
 
     Works on one device; where a launcher started several processes, the first does it all.
     """
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         return
     settings, folder = config.inference, RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
