@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from src import checkpoint, cli, report
@@ -42,7 +43,12 @@ class HeldOut(NamedTuple):
 
 
 def evaluate(config: Config) -> None:
-    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report."""
+    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report.
+
+    Works on one device; where a launcher started several processes, the first does it all.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return
     settings, folder = config.inference, RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
     output_path = Path(settings.output_path or folder.evaluation).expanduser()

@@ -146,6 +146,22 @@ def test_prediction_by_two_processes_is_the_same_file(
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
+def test_the_first_of_two_processes_evaluates(
+    sessions: Sessions, trained: Run, table: Table, tmp_path: Path, port: int
+) -> None:
+    settings = (*table.overrides, f"output_dir={trained.folder}", *TINY, "inference.evaluate=true")
+    settings = (*settings, f"inference.checkpoint_path={trained.best}")
+    before = files_below(trained.folder)
+    answer = sessions(
+        "predict", *settings, *TWO, f"inference.output_path={tmp_path}/e.json", environments=torchrun(port)
+    )
+    assert answer["codes"] == [0, 0], answer["errors"]
+    content = json.loads((tmp_path / "e.json").read_text())
+    for name, row in figures(trained.folder)["figures"]["test"].items():
+        assert content["figures"]["test"][name] == pytest.approx(row, abs=1e-6)
+    assert files_below(trained.folder) == before
+
+
 def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: int) -> None:
     overrides = (*table.overrides, f"output_dir={tmp_path}", *TINY, *TWO, *PLAIN)
     answer = sessions("train", *overrides, environments=slurm(port))
