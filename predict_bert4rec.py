@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from src.data.sequences import Sequences
     from src.data.vocabulary import Vocabulary
     from src.models import BERT4Rec
-    from src.run_folder import RunFolder
 
 
 def predict(config: Config) -> None:
@@ -40,9 +39,7 @@ def predict(config: Config) -> None:
         export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
         return
     model, vocabulary = checkpoint.load(checkpoint_path)
-    interactions = read_histories(config, folder)
-    for note in interactions.notes:
-        say(note)
+    interactions = read_histories(config)
     say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
     say(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
     sequences = encode_histories(interactions, vocabulary)
@@ -72,24 +69,17 @@ def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:
         say(f"written     {written}, {written.stat().st_size:,} bytes")
 
 
-def read_histories(config: Config, folder: "RunFolder") -> "Interactions":
+def read_histories(config: Config) -> "Interactions":
     """The table to predict from, of the users wanted."""
     from pathlib import Path
 
-    from src.data.download import fetch
     from src.data.id_lists import read_ids
-    from src.data.prepared import load_interactions
     from src.data.sequences import select_users
-    from src.data.table import TableOptions
+    from src.inputs import read_table
 
-    if config.inference.history is not None:
-        table = Path(config.inference.history).expanduser()
-    else:
-        table = config.data.path
-        if config.data.download:
-            fetch(config.data.download, table.parent, config.data.download_url)
-    options = TableOptions(**config.data.table_options)
-    interactions = load_interactions(table, options, folder.cache if config.data.cache else None)
+    history = config.inference.history
+    table = config.data.path if history is None else Path(history).expanduser()
+    interactions = read_table(config, table if history is not None else None)
     if config.inference.users is None:
         return interactions
     interactions, is_there = select_users(interactions, read_ids(Path(config.inference.users).expanduser(), "user"))

@@ -96,12 +96,10 @@ def build(
     is_used[items] = True
     tokens = is_used.cumsum(dtype=np.int32)[items]  # 1..N in order of first appearance in the table
     lengths = np.bincount(users, minlength=num_users)
-    offsets = np.concatenate([[0], lengths[lengths > 0].cumsum()])
-    item_ids, user_ids = (
-        interactions.item_ids.filter(pa.array(is_used)),
-        interactions.user_ids.filter(pa.array(lengths > 0)),
-    )
-    return Sequences(tokens, offsets), item_ids, user_ids
+    has_rows = lengths > 0
+    offsets = np.concatenate([[0], lengths[has_rows].cumsum()])
+    item_ids = interactions.item_ids.filter(pa.array(is_used))
+    return Sequences(tokens, offsets), item_ids, interactions.user_ids.filter(pa.array(has_rows))
 
 
 def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequences, Indices]:

@@ -13,15 +13,13 @@ from torch.utils.data import DataLoader
 from src import checkpoint, cli, report
 from src.config import Config, flat_settings
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
-from src.data.download import fetch
 from src.data.interactions import Interactions
-from src.data.prepared import load_interactions
 from src.data.sequences import Indices, Spans
-from src.data.table import TableOptions
 from src.data.titles import read_titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
 from src.evaluation.contest import Contest, tables_of
+from src.inputs import read_table
 from src.run_folder import RunFolder
 
 
@@ -58,12 +56,7 @@ def evaluate(config: Config) -> None:
     titles = read_titles(config.data.items_file)
     model, vocabulary = checkpoint.load(checkpoint_path)
     path = config.data.path
-    if config.data.download:
-        fetch(config.data.download, path.parent, config.data.download_url)
-    options = TableOptions(**config.data.table_options)
-    interactions = load_interactions(path, options, folder.cache if config.data.cache else None)
-    for note in interactions.notes:
-        print(note)
+    interactions = read_table(config)
     held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
     if not len(held_out.users):
         raise UserError(
