@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src import sweep
+from src import memory, sweep
 from src.config import ALIASES, CONFIGS, PATH_KEYS, Config, known_keys, nearest_key, parse, unknown_key_message
 from src.errors import UserError
 
@@ -58,8 +58,6 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
                 raise
             fail(error)
         except (MemoryError, RuntimeError) as error:
-            from src import memory  # imports torch, which a mistake in a key need not wait for
-
             if wants_traceback or not memory.is_out(error):
                 raise
             fail(UserError(f"the memory does not suffice ({one_line(error)[:200]}): {memory.SAVES_MEMORY}"))

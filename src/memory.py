@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from src.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SAVES_MEMORY = (
@@ -17,12 +19,14 @@ SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "Storage
 TRAINED, HELD = 16, 4  # bytes of a parameter: with its gradient and two moments of Adam, and by itself
 
 
-def of(device: torch.device) -> int:
+def of(device: "torch.device") -> int:
     """Bytes of a device, or what a container may use of them: not those that happen to be free, which differ each time.
 
     So every process, and a run that is resumed, sees the same. A system that does not say has as many as there can be.
     """
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.get_device_properties(device).total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63 - 1
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
