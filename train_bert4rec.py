@@ -175,15 +175,14 @@ def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
     from hydra.core.hydra_config import HydraConfig
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    from src import auto
+    from src import auto, memory
 
-    on_gpu = config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     config, reasons = auto.choose(
         config,
         data.summary["train_users"],
         data.num_items,
         auto.given_keys(HydraConfig.get().overrides.task),
-        auto.memory_of(torch.device("cuda" if on_gpu else "cpu")),
+        memory.of(torch.device("cuda" if trains_on_cuda(config) else "cpu")),
     )
     rank_zero_only(print)(reasons)
     data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
@@ -226,8 +225,14 @@ def require_memory(config: Config, num_items: int) -> None:
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
-    is_trained_elsewhere = config.training.accelerator != "cpu" and torch.cuda.is_available()
-    memory.require(parameters, memory.HELD if is_trained_elsewhere else memory.TRAINED)
+    here = memory.HELD if trains_on_cuda(config) else memory.TRAINED
+    memory.require(parameters, here, memory.of(torch.device("cpu")))
+
+
+def trains_on_cuda(config: Config) -> bool:
+    import torch
+
+    return config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":

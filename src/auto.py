@@ -1,18 +1,15 @@
 """Sizes for data that nobody has tuned for: `experiment=auto`."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 
 from src.config import Config, ModelConfig
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 
 
@@ -69,18 +66,6 @@ def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:
     weights = embeddings + layers * 12 * width**2
     activations = batch_size * length * layers * (20 * width + 2 * model.num_heads * length)
     return 4 * (4 * weights + activations)
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device, or what a container may use of them: not those that happen to be free, which differ each time.
-
-    So every process, and a run that is resumed, chooses the same.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
-    return memory if limit == "max" else min(memory, int(limit))
 
 
 def given_keys(overrides: Iterable[str]) -> set[str]:

@@ -1,9 +1,15 @@
 """Whether the memory suffices, asked beforehand: a system without any left ends the program without a word."""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SAVES_MEMORY = (
     "leave out rare items with data.min_item_interactions=5, make data.batch_size, evaluation.batch_size or"
     " model.hidden_units smaller, or take a sample of the items with training.loss=sampled_softmax"
@@ -13,22 +19,32 @@ SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "Storage
 TRAINED, HELD = 16, 4  # bytes of a parameter: with its gradient and two moments of Adam, and by itself
 
 
-def total() -> int | None:
-    """Bytes that this machine has; None where it does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def of(device: "torch.device") -> int:
+    """Bytes of a device, or what a container may use of them: not those that happen to be free, which differ each time.
+
+    So every process, and a run that is resumed, sees the same. A system that does not say has as many as there can be.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63 - 1
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return memory if limit == "max" else min(memory, int(limit))
 
 
-def require(parameters: int, bytes_each: int) -> None:
+def require(parameters: int, bytes_each: int, there: int) -> None:
     """See to it that a model fits at all; what else a step needs comes on top.
+
+    Args:
+        bytes_each: `TRAINED` or `HELD`.
+        there: bytes of memory.
 
     Raises:
         UserError: if its parameters alone take more than the whole memory.
     """
-    there, needed = total(), parameters * bytes_each
-    if there is not None and needed > there:
+    needed = parameters * bytes_each
+    if needed > there:
         raise UserError(
             f"the memory does not suffice ({parameters:,} parameters take {needed / 2**30:,.1f} GiB, this machine has"
             f" {there / 2**30:,.1f} GiB): {SAVES_MEMORY}"

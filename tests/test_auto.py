@@ -79,15 +79,6 @@ def test_the_estimate_is_above_what_is_kept_for_backward() -> None:
     assert sum(kept.values()) < 1.1 * estimate < 4 * sum(kept.values())
 
 
-def test_memory_is_that_of_the_machine_or_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "CONTAINER_LIMIT", tmp_path / "memory.max")
-    machine = auto.memory_of(torch.device("cpu"))
-    assert 2**27 < machine < 2**50
-    for text, memory in (("max\n", machine), ("1048576\n", 2**20), (f"{2**60}\n", machine)):
-        (tmp_path / "memory.max").write_text(text)
-        assert auto.memory_of(torch.device("cpu")) == memory
-
-
 def test_keys_are_found_behind_hydras_prefixes() -> None:
     assert auto.given_keys(["a.b=1", "+c=x=y", "++d.e=", "~f"]) == {"a.b", "c", "d.e", "f"}
 

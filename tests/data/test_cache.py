@@ -39,8 +39,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def observe(data: prepared.TrainingData) -> list[Any]:
-    sequences = data.sequences
-    return [sequences.tokens.tolist(), sequences.offsets.tolist(), data.item_ids.to_pylist(), data.counts, data.notes]
+    arrays = [data.sequences.tokens, data.sequences.offsets]
+    ids = [data.item_ids.to_pylist(), data.user_ids.to_pylist()]
+    return [*(array.tolist() for array in arrays), *ids, data.counts, data.notes]
 
 
 def training_data(folder: Path, min_item_interactions: int = 1, **options: Any) -> prepared.TrainingData:
@@ -134,7 +135,7 @@ def test_a_damaged_copy_is_made_anew(damage: Callable[[Path], None], name: str, 
 def test_a_copy_of_another_version_is_not_taken(tmp_path: Path, readings: list[Path], monkeypatch: Any) -> None:
     write_histories(tmp_path / "table.csv", HISTORIES)
     training_data(tmp_path)
-    monkeypatch.setattr(cache, "VERSION", 2)
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     training_data(tmp_path)
     assert len(readings) == 2
 

@@ -96,13 +96,14 @@ def n_core(rows: list[tuple[int, str]], least: int, least_item: int) -> list[tup
 @settings(max_examples=60, deadline=None)
 @given(histories=letters, min_interactions=st.integers(1, 3), min_item_interactions=st.integers(2, 4))
 def test_build_leaves_the_n_core(histories: list[list[str]], min_interactions: int, min_item_interactions: int) -> None:
-    sequences, ids, _ = build(interactions_of(histories), min_interactions, min_item_interactions)
+    sequences, ids, users = build(interactions_of(histories), min_interactions, min_item_interactions)
     rows = [(user, item) for user, history in enumerate(histories) for item in history]
     expected: dict[int, list[str]] = {}
     for user, item in n_core(rows, min_interactions, min_item_interactions):
         expected.setdefault(user, []).append(item)
     decoded = [[ids[token - 1].as_py() for token in part] for part in lists_of(sequences.tokens, sequences.histories)]
     assert decoded == list(expected.values())
+    assert users.to_pylist() == [f"u{user}" for user in expected]
 
 
 def test_batches_are_int64_whatever_the_tokens_are() -> None:

@@ -128,12 +128,13 @@ def test_any_run_ends_with_figures_or_one_clear_line(content: bytes, on_bad_rows
     assert str(folder / "t.csv") in outcome.err
 
 
-def test_notes_are_printed_by_training_and_prediction(tmp_path: Path) -> None:
+def test_notes_are_printed_by_training_prediction_and_evaluation(tmp_path: Path) -> None:
     rows = [f"{user}::{item}::3::{time}" for user, item, time in make_rows() if "," not in user + item]
     (tmp_path / "r.dat").write_text("\n".join(["userId::movieId::rating::timestamp", *rows, "broken", ""]))
     overrides = [f"data.data_dir={tmp_path}", "data.data_file=r.dat", f"output_dir={tmp_path / 'run'}"]
     overrides += ["data.on_bad_rows=drop", "training.num_epochs=1", "data.min_item_interactions=2", *TINY]
     outcomes = [call(task, *overrides) for task in (train, predict)]
+    outcomes.append(call(predict, *overrides, "inference.evaluate=true", "evaluation.report=false"))
     for outcome in outcomes:
         assert outcome.code == 0, outcome
         assert "columns     userId as user, movieId as item, timestamp as time" in outcome.out
@@ -197,20 +198,20 @@ def test_a_model_too_large_for_the_memory(table: Table, tmp_path: Path, monkeypa
     count = re.search(r"model +([0-9,]+) parameters", outcome.out)
     assert count is not None
     parameters = int(count[1].replace(",", ""))
-    monkeypatch.setattr(memory, "total", lambda: 16 * parameters - 1)
+    monkeypatch.setattr(memory, "of", lambda _: 16 * parameters - 1)
     refused = call(train, *overrides)
     assert refused.code == 1
     assert refused.err.startswith(f"error: the memory does not suffice ({count[1]} parameters take ")
     assert "data.min_item_interactions=5" in refused.err
     assert refused.err.count("\n") == 1
-    monkeypatch.setattr(memory, "total", lambda: 16 * parameters)
+    monkeypatch.setattr(memory, "of", lambda _: 16 * parameters)
     assert call(train, *overrides).code == 0
 
 
 @pytest.mark.parametrize("key", ["model.max_len", "model.hidden_units"])
 def test_an_allocation_that_fails(key: str, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one piece that is larger than all there is, or than a number can say."""
-    monkeypatch.setattr(memory, "total", lambda: None)
+    monkeypatch.setattr(memory, "of", lambda _: 2**200)
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 * 2
     outcome = call(train, *table.overrides, *TINY, f"{key}={size}", f"output_dir={tmp_path / 'run'}")
     assert outcome.code == 1
