@@ -28,21 +28,24 @@ STYLE = {
 }
 
 COLOURS = {"train_loss": "#d98e32", "val_hit": "#4c9f70", "val_ndcg": "#2f6fb0", "val_mrr": "#8e5ea2"}
+LINES = ("-", "--", ":", "-.")
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 def curves(by_name: Mapping[str, Curve], title: str) -> str:
-    """Values against optimiser steps, one line for each name."""
+    """Values against optimiser steps, one line for each name; metrics of several K share a colour, not a style."""
+    kinds = [name.split("@")[0] for name in by_name]
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = _figure(title)
-        for name, (steps, values) in by_name.items():
+        for place, (name, (steps, values)) in enumerate(by_name.items()):
             axes.plot(
                 steps,
                 values,
                 marker="." if len(steps) < 60 else None,
                 label=name,
-                color=COLOURS.get(name.split("@")[0]),
+                color=COLOURS.get(kinds[place]),
+                linestyle=LINES[kinds[:place].count(kinds[place]) % len(LINES)],
             )
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

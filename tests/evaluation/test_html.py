@@ -1,5 +1,6 @@
 """report.html: whole, self-contained, true to its content, and readable in a real browser where one is found."""
 
+import base64
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from src.data.titles import Titles
 from src.data.vocabulary import Vocabulary
-from src.evaluation import html
+from src.evaluation import html, plots
 from src.evaluation.contest import Contest, tables_of
 from tests.evaluation.test_contest import ITEMS, USERS, contest  # noqa: F401
 
@@ -149,6 +150,18 @@ def test_intervals_may_be_left_out(contest: Contest, vocabulary: Vocabulary, tmp
     content = {**tables_of({"test": contest}, 0), "data": {}}
     html.write(tmp_path / "report.html", content, {}, contest, vocabulary, Titles(), SETTINGS)
     assert "lead over" not in read(tmp_path / "report.html").text
+
+
+def test_curves_of_several_k_can_be_told_apart() -> None:
+    curve = ([1, 2], [0.1, 0.2])
+    drawn = plots.curves({"val_hit@5": curve, "val_hit@10": curve, "val_ndcg@5": curve}, "Validation")
+    lines = re.findall(r'id="line2d_.*?<path .*?style="(fill: none; stroke.*?)"', _svg(drawn), re.DOTALL)
+    of_hits = {line for line in lines if plots.COLOURS["val_hit"] in line}
+    assert len({"dasharray" in line for line in of_hits}) == 2
+
+
+def _svg(uri: str) -> str:
+    return base64.b64decode(uri.partition("base64,")[2]).decode("utf-8")
 
 
 def test_no_logs_no_curves(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from src import ranking
 from src.data.batching import EvaluationSet
 from src.data.sequences import evaluation_spans
 from src.evaluation.observer import Observer
+from src.models import BERT4Rec
 from tests.data import sequences_of
 
 SCORES = torch.tensor(
@@ -51,6 +52,17 @@ def test_what_two_processes_gathered_adds_up_to_the_same() -> None:
     for name in ("users", "ranks", "lists"):
         setattr(joined, name, [torch.cat(getattr(one, name)), torch.cat(getattr(two, name))])
     assert joined.compute().ranks["uniform-100"].tolist() == [2, 1, 1]
+
+
+def test_it_goes_where_the_model_goes() -> None:
+    """Else what a process without users has to join would stay behind on the CPU."""
+    model = BERT4Rec(num_items=5, hidden_units=4, num_heads=2, num_layers=1, max_len=3)
+    model.observer = Observer(NEGATIVES, 3)
+    model.to("meta")
+    assert {state[0].device.type for state in (model.observer.users, model.observer.ranks, model.observer.lists)} == {
+        "meta"
+    }
+    assert not any("observer" in name for name in model.state_dict())
 
 
 def test_an_excluded_target_is_unranked_among_its_negatives_too() -> None:
