@@ -60,13 +60,14 @@ def predict(config: Config) -> None:
 
 
 def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:
+    """Write the model as ONNX; without Lightning, so with `print` for `say`."""
     from src import checkpoint
     from src.export import write_onnx
 
     network, vocabulary = checkpoint.load_network(checkpoint_path)
-    say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
     for written in write_onnx(network, vocabulary, path, topk):
-        say(f"written     {written}, {written.stat().st_size:,} bytes")
+        print(f"written     {written}, {written.stat().st_size:,} bytes")
 
 
 def read_histories(config: Config) -> "Interactions":
@@ -190,7 +191,7 @@ def write_predictions(
 
 
 def say(line: str) -> None:
-    """Print it, once however many processes there are."""
+    """Print it, once however many processes there are; Lightning, which knows, has to be imported by then."""
     from lightning_utilities.core.rank_zero import rank_zero_only
 
     rank_zero_only(print)(line)

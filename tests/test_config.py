@@ -649,3 +649,22 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
     else:
         train_bert4rec.train(config)
         assert RunFolder(tmp_path / "run").metrics.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ("inference.evaluate=true", "inference.export=m.onnx", "inference.users=u.csv"),
+            "inference.evaluate=True is not possible: it goes without inference.export and inference.users",
+        ),
+        (
+            ("inference.export=m.onnx", "inference.exclude=i.csv"),
+            "inference.export=m.onnx is not possible: it goes without inference.exclude",
+        ),
+    ],
+)
+def test_what_a_job_does_not_heed_is_refused(words: tuple[str, ...], line: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(composed(*words))
+    assert str(refused.value) == line
