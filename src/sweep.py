@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from src import memory
 from src.config import PATH_KEYS, Config, parse
 from src.errors import StoppedError, UserError
 from src.run_folder import RunFolder
@@ -94,6 +95,11 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         sys.exit(1)  # a launcher would go on to the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
+        print(f"error: {note}", file=sys.stderr, flush=True)
+    except (MemoryError, RuntimeError) as error:  # too large a model; the next one may be smaller
+        if not memory.is_out(error):
+            raise
+        note = f"the memory does not suffice ({' '.join(str(error).split())[:200]})"
         print(f"error: {note}", file=sys.stderr, flush=True)
     record = Record(number, overrides, value, state, round(time.perf_counter() - started, 1), monitor, note)
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")

@@ -39,6 +39,7 @@ SMALL = (
     "data.window_stride=null",
     "training.num_epochs=1",
     "training.max_steps=null",
+    "training.val_check_interval=1",
     "training.accelerator=cpu",
     "training.devices=1",
     "training.num_nodes=1",

@@ -94,6 +94,21 @@ def test_a_run_that_fails_does_not_end_the_others(table: Table, tmp_path: Path) 
     assert rows[3].split() == ["0", "failed", "0", "3"]
 
 
+def test_a_run_for_which_the_memory_does_not_suffice_is_one_that_failed(table: Table, tmp_path: Path) -> None:
+    def train_if_small(config: Config) -> float | None:
+        if config.model.num_layers == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return train(config)
+
+    words = (*table.overrides, *TINY, *FEW, f"output_dir={tmp_path / 'run'}", "model.num_layers=2,1")
+    outcome = call(train_if_small, "-m", *words)
+    assert outcome.code == 0
+    assert "error: the memory does not suffice (DefaultCPUAllocator: " in outcome.err
+    rows = outcome.out[outcome.out.index("2 runs, best first") :].splitlines()
+    assert [row.split()[-1] for row in rows[2:4]] == ["1", "2"]
+    assert rows[3].split()[1] == "failed"
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [("data.data_file=no.csv", "no.csv"), ("data.holdout=0", "data.holdout=0 leaves nothing to compare")],
