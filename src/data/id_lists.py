@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
+from src.data import interactions
 from src.data.sequences import Indices
 from src.errors import UserError
 
@@ -17,8 +16,8 @@ def read_ids(path: Path, column: str) -> pa.StringArray:
     """The distinct ids of a list, in order of first appearance, exactly as they stand there.
 
     Args:
-        path: a table (CSV, or Parquet by its extension) that has `column`, whatever other columns it has; or, if it
-            ends in .txt, one id a line.
+        path: a table in any of the formats of docs/data.md, `column` under any of its usual names, whatever other
+            columns it has; or, if it ends in .txt, one id a line.
         column: "user" or "item".
 
     Raises:
@@ -28,33 +27,18 @@ def read_ids(path: Path, column: str) -> pa.StringArray:
         raise UserError(f"there is no file {path}: give a table with the column {column}, or a .txt with one id a line")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty: it must hold at least one {column}")
-    if path.suffix == ".txt":
-        ids = pa.array([line for line in path.read_text(encoding="utf-8-sig").splitlines() if line], pa.string())
-    else:
-        ids = _read_column(path, column)
+    if path.suffix != ".txt":
+        try:
+            return interactions.read_ids(path, column)
+        except UserError as error:
+            raise UserError(
+                f"a list cannot be read, so that there is no {column} to go by: {error}; a .txt with one id a line"
+                " will do too"
+            ) from error
+    ids = pa.array([line for line in path.read_text(encoding="utf-8-sig").splitlines() if line], pa.string())
     if len(ids) == 0:
         raise UserError(f"{path} has no {column} in it: it must hold at least one")
-    missing = pc.index(pc.fill_null(ids, ""), pa.scalar("", ids.type)).as_py()
-    if missing >= 0:
-        raise UserError(f"{path} has no {column} in data row {missing + 1}: fill it in or delete the row")
     return pc.unique(ids)
-
-
-def _read_column(path: Path, column: str) -> pa.StringArray:
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            table = pyarrow.parquet.read_table(path)
-        else:
-            as_text = pyarrow.csv.ConvertOptions(column_types={column: pa.string()})
-            table = pyarrow.csv.read_csv(path, convert_options=as_text)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
-    if column not in table.column_names:
-        raise UserError(
-            f"{path} has no column {column}: found {', '.join(table.column_names)}; name the column {column}, or give"
-            " a .txt with one id a line"
-        )
-    return table[column].cast(pa.string()).combine_chunks()
 
 
 def barred_tokens(num_items: int, allowed: Indices | None, blocked: Indices | None) -> NDArray[np.bool_] | None:

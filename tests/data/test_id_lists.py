@@ -19,6 +19,7 @@ WANTED = ["007", "7", "film,3", "été"]
         ("a.csv", 'item\n007\n7\n"film,3"\n007\nété\n'),
         ("b.csv", 'user,item,time\n1,007,5\n1,7,5\n2,"film,3",4\n9,été,1\n'),
         ("c.txt", "007\n7\nfilm,3\n\n7\nété\n"),
+        ("d.tsv", "movieId\trating\n007\t1\n7\t2\nfilm,3\t3\nété\t4\n"),
     ],
 )
 def test_distinct_ids_in_order_as_they_are_written(name: str, content: str, tmp_path: Path) -> None:
