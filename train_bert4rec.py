@@ -4,6 +4,7 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -71,6 +72,7 @@ def train(config: Config) -> float | None:
             f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
             " model.share_embeddings=true, training.loss=softmax or training.devices=1"
         )
+    share_steps(config, trainer, data)
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
     if path is not None and content is not None:
@@ -205,6 +207,7 @@ def build_model(config: Config, num_items: int) -> "BERT4Rec":
         embedding_norm_first=config.model.embedding_norm_first,
         output_transform=config.model.output_transform,
         output_bias=config.model.output_bias,
+        linear_init=config.model.linear_init,
         loss=config.training.loss,
         gbce_calibration=config.training.gbce_calibration,
         lr=config.training.lr,
@@ -298,6 +301,34 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "
         log_every_n_steps=10,
         **validation_schedule(training),
     )
+
+
+def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule") -> None:
+    """Let several processes work on each step where that is asked for, or pays.
+
+    Raises:
+        UserError: if it is asked for on something else than one CPU.
+    """
+    import torch
+
+    from src import auto
+    from src.callbacks import SharedSteps
+    from src.errors import UserError
+
+    processes = config.training.cpu_processes
+    is_possible = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
+    if processes == "auto":
+        rows = data.train_rows().lengths
+        threads = torch.get_num_threads() if is_possible and sys.platform == "linux" else 1
+        processes = auto.cpu_processes(config, len(rows), int(rows.sum()), data.num_items, threads)
+    elif processes > 1 and not is_possible:
+        raise UserError(
+            f"training.cpu_processes={processes} shares the steps of one device, and that a CPU: use"
+            " training.cpu_processes=auto, or training.devices=1 training.accelerator=cpu"
+        )
+    if processes > 1:
+        data.shares = processes
+        trainer.callbacks.insert(0, SharedSteps(processes))  # type: ignore[attr-defined]
 
 
 def validation_schedule(training: TrainingConfig) -> dict[str, Any]:

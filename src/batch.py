@@ -38,9 +38,14 @@ class Negatives(NamedTuple):
 class TrainStep(NamedTuple):
     """What one optimiser step sees: a batch in parts of similar length, and the negatives if the loss needs some."""
 
-    parts: list[TrainBatch]
+    shares: list[list[TrainBatch]]  # the parts of each process that works on the step, of about as many tokens each
     negatives: Negatives | None
     counts: bool = True  # False: a row taken for nothing, by a process for which a last batch was too small
+
+    @property
+    def parts(self) -> list[TrainBatch]:
+        """Those of all shares."""
+        return [part for share in self.shares for part in share]
 
 
 class PredictBatch(NamedTuple):

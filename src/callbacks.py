@@ -1,4 +1,4 @@
-"""The callback that makes training end well, or go on as if it had never stopped."""
+"""What goes on beside the steps of training: checkpoints, orders to stop, and processes that help."""
 
 import signal
 import threading
@@ -17,6 +17,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from src import resume
 from src.errors import StoppedError, UserError
 from src.files import PART
+from src.models import BERT4Rec
+from src.models.helpers import Helpers
 
 # Kind of random draws, apart from those of `src.data.batching`.
 DROPOUT = 3
@@ -189,6 +191,30 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+class SharedSteps(pl.Callback):
+    """Has helper processes take their share of each training step.
+
+    Args:
+        processes: this one included.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BERT4Rec)
+        pl_module.helpers = Helpers(pl_module.network, pl_module.objective, self.processes - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BERT4Rec)
+        if pl_module.helpers is not None:
+            pl_module.helpers.close()
+            pl_module.helpers = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
 
 
 def _require_fitting_state(trainer: pl.Trainer) -> None:

@@ -39,6 +39,7 @@ SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
 LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
+LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
@@ -205,6 +206,7 @@ class ModelConfig:
     embedding_norm_first: bool
     output_transform: bool
     output_bias: bool
+    linear_init: str
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -214,6 +216,12 @@ class ModelConfig:
             model__num_layers=self.num_layers,
         )
         _require_at_least(2, model__max_len=self.max_len)
+        _require(
+            self.linear_init in LINEAR_INITS,
+            "model.linear_init",
+            self.linear_init,
+            f"choose from {', '.join(LINEAR_INITS)}",
+        )
         _require(
             self.hidden_units % self.num_heads == 0,
             "model.hidden_units",
@@ -260,6 +268,7 @@ class TrainingConfig:
     devices: Any
     num_nodes: int
     strategy: str
+    cpu_processes: Any
     precision: str
     checkpoint_every_n_steps: int | None
     resume: Any
@@ -334,6 +343,12 @@ class TrainingConfig:
             "training.devices",
             self.devices,
             "give auto, a number of devices, or a list of device indices",
+        )
+        _require(
+            self.cpu_processes == "auto" or (type(self.cpu_processes) is int and self.cpu_processes >= 1),
+            "training.cpu_processes",
+            self.cpu_processes,
+            "give auto or a number of processes",
         )
 
 

@@ -91,3 +91,31 @@ def test_a_run_trains_the_model_that_was_announced(table: Table, tmp_path: Path)
     assert "as you set it: num_layers=1" in outcome.out
     hparams = checkpoint(tmp_path / "checkpoints" / "last.ckpt")["hyper_parameters"]
     assert (hparams["hidden_units"], hparams["num_layers"], hparams["max_len"]) == (32, 1, 30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "tokens", "items", "threads", "processes"),
+    [
+        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 2, 2),
+        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 1, 1),
+        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 64, 3),  # batches of 24: 8 rows for each
+        (("data.batch_size=512",), 10_000, 1_000_000, 3_416, 64, 8),
+        (("data.batch_size=12",), 10_000, 1_000_000, 3_416, 64, 1),
+        (("experiment=sample",), 3_000, 80_000, 400, 2, 2),
+        (("experiment=sample", "training.num_epochs=5"), 3_000, 80_000, 400, 2, 1),  # done in seconds
+        (("experiment=best/ml-1m", "training.max_steps=100"), 10_000, 1_000_000, 3_416, 2, 1),
+        (("training.num_epochs=100000",), 200, 1_000, 500, 2, 1),  # long, but of steps that are too short to share
+    ],
+)
+def test_processes_share_what_is_worth_it(
+    settings: tuple[str, ...], rows: int, tokens: int, items: int, threads: int, processes: int
+) -> None:
+    assert auto.cpu_processes(compose(*settings), rows, tokens, items, threads) == processes
+
+
+def test_a_sampled_loss_is_less_work() -> None:
+    full, sampled = (
+        auto.training_operations(compose(f"training.loss={loss}"), 10_000, 100_000)
+        for loss in ("softmax", "sampled_softmax")
+    )
+    assert sampled < full / 5

@@ -142,7 +142,7 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
         callback.on_train_epoch_start(trainer, module)
         for _ in range(3):
             now += 1.0
-            callback.on_train_batch_end(trainer, module, None, TrainStep([part, part], None), 0)
+            callback.on_train_batch_end(trainer, module, None, TrainStep([[part, part]], None), 0)
         callback.on_validation_start(trainer, module)
         now += 50.0
         callback.on_validation_end(trainer, module)

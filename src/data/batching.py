@@ -155,7 +155,8 @@ class TrainingSet(Dataset[TrainStep]):
     """Spans of at most `max_len` items, masked anew for each plan.
 
     A batch is made in parts of similar length of about `tokens_per_part` tokens, so that little is padded and what a
-    part needs stays in the processor's cache; None makes one part of it.
+    part needs stays in the processor's cache; None makes one part of it. Before that it is dealt out in `shares`, to as
+    many processes; since the rows of a plan come in order of length, each share is as long as the others.
     """
 
     tokens: Indices
@@ -167,15 +168,19 @@ class TrainingSet(Dataset[TrainStep]):
     mask_last_share: float
     tokens_per_part: int | None = None
     negative_sampler: NegativeSampler | None = None
+    shares: int = 1
 
     def __getitem__(self, plan: Plan) -> TrainStep:
         generator, shared = np.random.default_rng(plan.entropy), np.random.default_rng(plan.shared_entropy)
-        parts = split_by_length(plan.rows, self.spans.lengths[plan.rows], self.tokens_per_part)
+        shares = [plan.rows[share :: self.shares] for share in range(min(self.shares, len(plan.rows)))]
         return TrainStep(
-            [self._part(rows, generator) for rows in parts],
+            [[self._part(rows, generator) for rows in self._parts(share)] for share in shares],
             self.negative_sampler.draw(shared) if self.negative_sampler else None,
             plan.counts,
         )
+
+    def _parts(self, rows: Indices) -> list[Indices]:
+        return split_by_length(rows, self.spans.lengths[rows], self.tokens_per_part)
 
     def _part(self, rows: Indices, generator: np.random.Generator) -> TrainBatch:
         sequences = pad_left(self.tokens, self.spans[rows])

@@ -21,7 +21,7 @@ from src.data.batching import (
     TrainingSet,
 )
 from src.data.prepared import load_training_data
-from src.data.sequences import Sequences, evaluation_spans, flatten, training_spans, windows
+from src.data.sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
 from src.data.table import TableOptions
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -106,6 +106,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.download_url = download_url
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.seed = seed
+        self.shares = 1  # processes that a training step is shared out to, see `src.models.helpers`
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
     @property
@@ -155,11 +156,14 @@ class BERT4RecDataModule(pl.LightningDataModule):
                     " be evaluated: train on everything with data.holdout=0"
                 )
 
-    def train_dataloader(self) -> DataLoader[TrainStep]:
+    def train_rows(self) -> Spans:
+        """What an epoch consists of."""
         if self.window_stride is None:
-            spans = self.spans.last(self.max_len)
-        else:
-            spans = windows(self.spans, self.max_len, self.window_stride)
+            return self.spans.last(self.max_len)
+        return windows(self.spans, self.max_len, self.window_stride)
+
+    def train_dataloader(self) -> DataLoader[TrainStep]:
+        spans = self.train_rows()
         training_set = TrainingSet(
             self.sequences.tokens,
             spans,
@@ -172,6 +176,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
             NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
             if self.num_negatives
             else None,
+            self.shares,
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)

@@ -12,8 +12,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from src import ranking
 from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
-from src.models import losses
+from src.models.helpers import Helpers
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
+from src.models.objective import Objective
 from src.models.optimizer import RowwiseAdam
 
 
@@ -47,6 +48,7 @@ class BERT4Rec(pl.LightningModule):
         share_embeddings: whether the output layer uses the item embedding as its matrix.
         embedding_norm_first, output_transform, output_bias: parts of the paper's code that the paper's text or the
             common ports lack; see `docs/fidelity.md`.
+        linear_init: how the weights of the linear layers start, "normal" or "xavier", see `Network`.
         loss: "softmax" over all tokens, or from a sample of negatives, "sampled_softmax" or "gbce".
         gbce_calibration: t of `src.models.losses.gbce`.
         lr, optimizer, weight_decay, decay_norm_and_bias: Adam with L2, or AdamW; optionally no decay on LayerNorm and
@@ -72,6 +74,7 @@ class BERT4Rec(pl.LightningModule):
         embedding_norm_first: bool = False,
         output_transform: bool = False,
         output_bias: bool = False,
+        linear_init: str = "normal",
         loss: str = "softmax",
         gbce_calibration: float = 0.75,
         lr: float = 0.0015,
@@ -86,8 +89,7 @@ class BERT4Rec(pl.LightningModule):
         self.save_hyperparameters()
         self.num_items = num_items
         self.max_len = max_len
-        self.loss_name = loss
-        self.gbce_calibration = gbce_calibration
+        self.objective = Objective(loss, gbce_calibration)
         self.lr = lr
         self.optimizer = optimizer
         self.weight_decay = weight_decay
@@ -110,11 +112,14 @@ class BERT4Rec(pl.LightningModule):
             embedding_norm_first,
             output_transform,
             output_bias,
+            linear_init,
         )
         # What several processes exchange of this table: only the rows of a step, as its gradient has with these losses.
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
+        self.step_targets = 0
+        self.helpers: Helpers | None = None  # processes that take a share of each training step
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
@@ -142,23 +147,28 @@ class BERT4Rec(pl.LightningModule):
 
         Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss the model was made with.
         """
-        hidden = torch.cat([self.network.encode(part.inputs, part.positions, part.slots) for part in parts])  # [N, D]
-        targets = torch.cat([part.targets for part in parts])  # [N]
-        if negatives is None:
-            return self.network.cross_entropy(hidden, targets)
-        items, log_counts = negatives
-        true_scores, negative_scores = self.network.sampled_scores(hidden, targets, items)  # [N], [N, K]
-        if self.loss_name == "gbce":
-            sampling_rate = min(1.0, len(items) / max(1, self.num_items - 1))
-            return losses.gbce(true_scores, negative_scores, sampling_rate, self.gbce_calibration)
-        return losses.sampled_softmax(true_scores, negative_scores, log_counts)
+        return self.objective(self.network, parts, negatives)
 
     def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
-        loss = self.loss(*batch.parts, negatives=batch.negatives)
-        targets = sum(len(part.targets) for part in batch.parts) if batch.counts else 0
-        summed = loss.detach().float() * targets
-        self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([summed, torch.full_like(summed, targets)])
-        return loss if self.trainer.world_size == 1 else loss * self._share(targets)
+        counts = [sum(len(part.targets) for part in share) for share in batch.shares]
+        if self.helpers is not None and len(batch.shares) > 1:
+            self.helpers.start(batch.shares[1:], batch.negatives, sum(counts))
+            loss = self.loss(*batch.shares[0], negatives=batch.negatives) * (counts[0] / sum(counts))
+        else:
+            loss = self.loss(*batch.parts, negatives=batch.negatives)
+        self.step_targets = sum(counts) if batch.counts else 0
+        self._count_loss(loss.detach().float(), self.step_targets)
+        return loss if self.trainer.world_size == 1 else loss * self._share(self.step_targets)
+
+    def on_after_backward(self) -> None:
+        """Add what the helpers found, before gradients are clipped."""
+        if self.helpers is not None and self.helpers.busy:
+            self._count_loss(torch.tensor(self.helpers.finish()), 0)
+
+    def _count_loss(self, loss: Tensor, targets: int) -> None:
+        """Take part of the mean loss of this step into that of the epoch."""
+        added = torch.stack([loss * self.step_targets, torch.full_like(loss, targets)])
+        self.epoch_loss = self.epoch_loss.to(loss.device) + added
 
     def _share(self, targets: int) -> Tensor:
         """Weight of this process' mean loss, so that the average over processes is the mean over all targets."""
@@ -245,7 +255,7 @@ class BERT4Rec(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
-        adam = torch.optim.Adam if self.loss_name == "softmax" else RowwiseAdam
+        adam = torch.optim.Adam if self.objective.loss == "softmax" else RowwiseAdam
         optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else adam
         # Lightning cannot clip what a fused optimiser unscales itself in mixed precision.
         trainer = self._trainer

@@ -94,6 +94,10 @@ class Network(nn.Module):
     Positions are counted from the end of the input: the last column has position max_len - 1 whatever the length, so
     left padding, and how much of it, changes nothing.
 
+    Args:
+        linear_init: "normal" draws all weights from N(0, 0.02). "xavier" draws those of the linear layers by Glorot and
+            Bengio (2010), several times as large at the usual widths: a block then adds to its input from the start.
+
     Raises:
         ValueError: if `hidden_units` is not divisible by `num_heads`, or the catalogue is empty.
     """
@@ -112,6 +116,7 @@ class Network(nn.Module):
         embedding_norm_first: bool = False,
         output_transform: bool = False,
         output_bias: bool = False,
+        linear_init: str = "normal",
     ) -> None:
         super().__init__()
         if num_items < 1:
@@ -143,6 +148,10 @@ class Network(nn.Module):
         )
         self.output = nn.Linear(hidden_units, num_tokens, bias=output_bias)
         self.apply(_initialise)
+        if linear_init == "xavier":
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_normal_(module.weight)
         with torch.no_grad():
             self.item_embedding.weight[PAD].zero_()
         self.shares_embeddings = share_embeddings

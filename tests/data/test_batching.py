@@ -319,3 +319,17 @@ def test_negatives_come_with_a_step_and_follow_from_its_entropy() -> None:
         items.append(negatives.items.tolist())
     assert len(items[0]) == 6
     assert items[0] == items[1] != items[2]
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 50])
+def test_shares_hold_every_row_once_and_are_as_long_as_each_other(shares: int) -> None:
+    histories = [[1 + (row + column) % NUM_ITEMS for column in range(1 + row // 2)] for row in range(20)]
+    sequences = sequences_of(histories)
+    dataset = TrainingSet(sequences.tokens, sequences.histories, NUM_ITEMS, 0.5, 0.0, 0.0, 0.0, 30, shares=shares)
+    step = dataset[Plan(np.arange(20), (1,))]
+    rows = [[row[row > 0].tolist() for part in share for row in part.inputs] for share in step.shares]
+    assert sorted(row for share in rows for row in share) == sorted(histories)
+    assert len(rows) == min(shares, 20)
+    tokens = [sum(len(row) for row in share) for share in rows]
+    assert max(tokens) - min(tokens) <= 10  # a row of the longest
+    assert sum(len(part.inputs) for part in step.parts) == 20

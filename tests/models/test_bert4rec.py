@@ -63,7 +63,7 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
 
 
 def loader(batches: list[TrainBatch]) -> DataLoader[TrainStep]:
-    return DataLoader([TrainStep([batch], None) for batch in batches], batch_size=None)  # type: ignore[arg-type]
+    return DataLoader([TrainStep([[batch]], None) for batch in batches], batch_size=None)  # type: ignore[arg-type]
 
 
 def write_table(folder: Path, users: int = 11, items: int = 17, seed: int = 0) -> Path:
@@ -195,7 +195,7 @@ def test_schedule_in_training_counts_steps_of_all_epochs() -> None:
 )
 def test_gradient_clip_bounds_the_norm(precision: Any, loss: str) -> None:
     negatives = None if loss == "softmax" else Negatives(torch.tensor([5, 2, 11]), torch.zeros(3))
-    steps: Any = DataLoader([TrainStep([BATCH], negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
+    steps: Any = DataLoader([TrainStep([[BATCH]], negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
     norms = {}
     for clip in (None, 0.001):
         recorder = Recorder()

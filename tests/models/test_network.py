@@ -213,6 +213,17 @@ def test_number_of_parameters(share_embeddings: bool, output_transform: bool, ou
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
+def test_xavier_weights_of_linear_layers() -> None:
+    """Standard deviation sqrt(2 / (inputs + outputs)); the embeddings, tied output layer included, stay as they are."""
+    torch.manual_seed(3)
+    network = Network(num_items=997, hidden_units=64, output_transform=True, linear_init="xavier")
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            spread = 0.02 if "embedding" in name else math.sqrt(2 / sum(parameter.shape))
+            assert abs(parameter.std().item() - spread) < 4 * spread / math.sqrt(2 * parameter.numel()), name
+    assert torch.equal(network.output.weight, network.item_embedding.weight)
+
+
 def test_initial_weights() -> None:
     torch.manual_seed(3)
     network = Network(num_items=997, hidden_units=64, share_embeddings=False, output_transform=True, output_bias=True)

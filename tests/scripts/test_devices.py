@@ -18,10 +18,12 @@ from tests.scripts.conftest import (
     files_below,
     launch,
     make_rows,
+    same_weights,
     train_here,
     write_table,
 )
 from tests.scripts.test_resume import points, training_state
+from train_bert4rec import train
 
 PLAIN = ("model.dropout_rate=0", "model.mask_last_share=1", "training.lr=0.02", "training.num_epochs=2")
 PROTOCOLS = "evaluation.protocols=[full,uniform-100,popularity-100]"
@@ -101,6 +103,26 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     for folder in (one.folder, two.folder):  # of training, of the test after it, and of the closing figures
         assert len(list((folder / "logs").glob("events*"))) == 3
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_helper_processes_train_as_one(precision: str, table: Table, tmp_path: Path) -> None:
+    """The last batch of 23 users in batches of 11 is of one user, whom nobody can share."""
+    settings = (*PLAIN, "data.batch_size=11", f"training.precision={precision}", "training.gradient_clip=0.1")
+    one = train_here(table, tmp_path / "one", *settings, "training.cpu_processes=1")
+    two = train_here(table, tmp_path / "two", *settings, "training.cpu_processes=2")
+    assert_close(one.last, two.last, 2e-5 if precision == "32-true" else 2e-3)
+    for (_, value), (_, same) in zip(points(one.folder)["train_loss"], points(two.folder)["train_loss"], strict=True):
+        assert value == pytest.approx(same, rel=1e-5 if precision == "32-true" else 1e-2)
+    assert not same_weights(one.last, two.last)  # the sums have another order, so they were really shared
+
+
+def test_helpers_beside_several_devices_are_refused(table: Table, tmp_path: Path) -> None:
+    overrides = (*table.overrides, *TINY, f"output_dir={tmp_path}", "training.devices=2", "training.cpu_processes=2")
+    outcome = call(train, *overrides)
+    assert outcome.code == 1
+    assert "training.cpu_processes=2 shares the steps of one device" in outcome.err
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("users", [1, 2, 3, 23])

@@ -47,6 +47,7 @@ VARIANTS = {
         "training.gradient_clip=0.5",
     ),
     "max_steps": ("training.max_steps=18",),
+    "two processes": ("model.dropout_rate=0.3", "training.cpu_processes=2"),
     "early stopping": ("training.early_stopping=true", "training.early_stopping_patience=1", "training.lr=1e-12"),
 }
 
