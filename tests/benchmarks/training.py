@@ -18,9 +18,11 @@ from torch import Tensor
 from src.batch import PAD, TrainStep
 from src.data import BERT4RecDataModule, batching, bert4rec_data
 from src.models import BERT4Rec, functional, losses, network
+from src.models.helpers import Helpers
 from tests.benchmarks import common
 
 STEPS = 24  # timed in one turn
+THREADS = "without helpers"  # one process, all threads
 
 
 def build(options: argparse.Namespace) -> tuple[BERT4Rec, BERT4RecDataModule]:
@@ -50,14 +52,19 @@ def build(options: argparse.Namespace) -> tuple[BERT4Rec, BERT4RecDataModule]:
 class Run:
     """Training as the trainer does it, batches included, to be timed some steps at a time."""
 
-    def __init__(self, options: argparse.Namespace, trick: str | None = None) -> None:
+    def __init__(self, options: argparse.Namespace, trick: str | None = None, processes: int = 1) -> None:
         self.trick = trick
         with without(trick):
             self.model, self.data = build(options)
             self.optimizer = self.model.configure_optimizers()
+            self.data.shares = processes
             self.loader = self.data.train_dataloader()
         if trick == "fused optimiser":
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
+        self.helpers = None
+        if processes > 1:
+            self.helpers = Helpers(self.model.network, self.model.objective, processes - 1)
+            self.sequences_per_second()  # they are slow until they have started
         self.sequences, self.operations = 0, 0.0
 
     def sequences_per_second(self) -> float:
@@ -69,14 +76,23 @@ class Run:
             for _ in range(min(STEPS, len(self.loader))):
                 started = time.perf_counter()
                 batch = next(batches)
-                loss = self.model.loss(*batch.parts, negatives=batch.negatives)
                 self.optimizer.zero_grad()
-                loss.backward()
+                self.backward(batch)
                 self.optimizer.step()
                 seconds += time.perf_counter() - started
                 self.sequences += sum(len(part.inputs) for part in batch.parts)
                 self.operations += sum(operations(self.model, part, batch) for part in batch.parts)
         return self.sequences / seconds
+
+    def backward(self, batch: TrainStep) -> None:
+        if self.helpers is None:
+            self.model.loss(*batch.parts, negatives=batch.negatives).backward()
+            return
+        counts = [sum(len(part.targets) for part in share) for share in batch.shares]
+        self.helpers.start(batch.shares[1:], batch.negatives, sum(counts))
+        loss = self.model.loss(*batch.shares[0], negatives=batch.negatives) * (counts[0] / sum(counts))
+        loss.backward()
+        self.helpers.finish()
 
 
 def operations(model: BERT4Rec, part, step: TrainStep) -> float:
@@ -175,13 +191,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     peak = common.matrix_peak()
-    ours = Run(options)
-    variants: dict[str, Callable[[], float]] = {"this package": ours.sequences_per_second}
+    ours, threads = Run(options, processes=options.threads), Run(options)
+    variants: dict[str, Callable[[], float]] = {
+        "this package": ours.sequences_per_second,
+        THREADS: threads.sequences_per_second,
+    }
     if not options.no_ablation:
-        runs = {f"without {trick}": Run(options, trick) for trick in [*TRICKS, "all"]}
+        runs = {f"{THREADS} and {trick}": Run(options, trick) for trick in [*TRICKS, "all"]}
         if options.loss != "softmax":
             for trick in ("tiled cross entropy", "fused optimiser", "sparse embedding gradient"):
-                del runs[f"without {trick}"]
+                del runs[f"{THREADS} and {trick}"]
         variants |= {name: run.sequences_per_second for name, run in runs.items()}
     for name in common.PEERS:
         if getattr(options, name):
@@ -194,13 +213,19 @@ def main() -> None:
         f" {options.layers} layers of {options.width}, batch {options.batch_size}, loss {options.loss},"
         f" {options.threads} threads\n"
     )
-    rows = [[name, f"{rate:,.0f}", f"{best / rate:.2f}"] for name, rate in rates.items()]
-    common.print_table(["training", "sequences/s", "this package is faster by"], rows)
+    rows = [
+        [name, f"{rate:,.0f}", f"{best / rate:.2f}", f"{rates[THREADS] / rate:.2f}" if " and " in name else ""]
+        for name, rate in rates.items()
+    ]
+    common.print_table(["training", "sequences/s", "this package is faster by", f"{THREADS}, by"], rows)
     needed = ours.operations / ours.sequences
     print(f"matrix peak (float32)      {peak / 1e9:,.0f} GFLOP/s")
     print(f"operations needed          {needed / 1e6:,.1f} MFLOP a sequence")
     print(f"arithmetic efficiency      {100 * needed * best / peak:.0f} %")
-    print(f"peak memory of this run    {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if ours.helpers is not None:
+        ours.helpers.close()
+    peaks = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(f"peak memory                {peaks[0]:.2f} GiB here, {peaks[1]:.2f} GiB in the largest helper or peer")
 
 
 if __name__ == "__main__":
