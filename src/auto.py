@@ -12,6 +12,8 @@ PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
 # A helper process takes two seconds to start, and a millisecond of each step: not for less than half a minute of work.
 MIN_OPERATIONS, MIN_OPERATIONS_OF_A_STEP = 2e12, 5e8
+# Every process has gradients of all weights to write and to add up: on a large catalogue that costs more than it brings.
+MIN_OPERATIONS_OF_A_STEP_PER_WEIGHT = 4e3
 MAX_PROCESSES, MIN_ROWS_OF_A_PROCESS = 8, 8
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 
@@ -68,7 +70,9 @@ def cpu_processes(config: Config, rows: int, tokens: int, items: int, threads: i
     steps_of_epoch = -(-rows // config.data.batch_size)
     steps = min(config.training.num_epochs * steps_of_epoch, config.training.max_steps or 2**63)
     of_step = training_operations(config, tokens, items) / steps_of_epoch
-    if of_step < MIN_OPERATIONS_OF_A_STEP or of_step * steps < MIN_OPERATIONS:
+    weights = config.model.hidden_units * (items + 12 * config.model.num_layers * config.model.hidden_units)
+    least = max(MIN_OPERATIONS_OF_A_STEP, MIN_OPERATIONS_OF_A_STEP_PER_WEIGHT * weights)
+    if of_step < least or of_step * steps < MIN_OPERATIONS:
         return 1
     return max(1, min(threads, MAX_PROCESSES, config.data.batch_size // MIN_ROWS_OF_A_PROCESS))
 

@@ -100,6 +100,7 @@ def test_a_run_trains_the_model_that_was_announced(table: Table, tmp_path: Path)
         (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 1, 1),
         (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 64, 3),  # batches of 24: 8 rows for each
         (("data.batch_size=512",), 10_000, 1_000_000, 3_416, 64, 8),
+        (("data.batch_size=128",), 40_000, 270_000, 54_542, 2, 1),  # a large catalogue: the weights outweigh the batch
         (("data.batch_size=12",), 10_000, 1_000_000, 3_416, 64, 1),
         (("experiment=sample",), 3_000, 80_000, 400, 2, 2),
         (("experiment=sample", "training.num_epochs=5"), 3_000, 80_000, 400, 2, 1),  # done in seconds
