@@ -12,7 +12,7 @@ PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
 # A helper process takes two seconds to start, and a millisecond of each step: not for less than half a minute of work.
 MIN_OPERATIONS, MIN_OPERATIONS_OF_A_STEP = 2e12, 5e8
-# Every process has gradients of all weights to write and to add up: on a large catalogue that costs more than it brings.
+# Each has gradients of all weights to write, which are added up: on a large catalogue that costs more than it brings.
 MIN_OPERATIONS_OF_A_STEP_PER_WEIGHT = 4e3
 MAX_PROCESSES, MIN_ROWS_OF_A_PROCESS = 8, 8
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
