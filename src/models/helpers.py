@@ -98,6 +98,8 @@ class Helpers:
 
     def close(self) -> None:
         """End them; more than one call does no harm."""
+        if not self.processes:
+            return
         for connection in self.connections:
             connection.close()
         for process in self.processes:

@@ -140,6 +140,9 @@ def test_threads_are_divided_only_while_all_work(running: list[Helpers], monkeyp
         running[0].start(step.shares[1:], None, 9)
         running[0].close()
         assert torch.get_num_threads() == 3
+        torch.set_num_threads(2)
+        running[0].close()
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 
