@@ -5,6 +5,7 @@ second, and every small operation in between leaves all but one of them idle. Pr
 each meet once a step, when the gradients are added up.
 """
 
+import atexit
 import math
 import shutil
 import signal
@@ -66,6 +67,7 @@ class Helpers:
             self.connections.append(here)
             self.processes.append(process)
         self.busy = 0
+        atexit.register(self.close)
 
     def start(self, shares: Sequence[Sequence[TrainBatch]], negatives: Negatives | None, targets: int) -> None:
         """Have at most `count` shares worked on, of a batch with so many targets in all."""
@@ -100,6 +102,7 @@ class Helpers:
         """End them; more than one call does no harm."""
         if not self.processes:
             return
+        atexit.unregister(self.close)
         for connection in self.connections:
             connection.close()
         for process in self.processes:
@@ -162,7 +165,8 @@ def _add(parameter: Tensor, gradient: Tensor) -> None:
 
 def _serve(connection: Connection, network: Network, objective: Objective, gradient: Tensor, threads: int) -> None:
     """Answer each share with its loss and its gradients, until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process decides what comes of it
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach all; the main process decides what comes of it
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     network.train()
     dense = _with_dense_gradient(network, objective)

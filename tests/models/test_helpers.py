@@ -166,6 +166,19 @@ def test_a_helper_that_was_killed_is_one_line(running: list[Helpers]) -> None:
         take_step(running[0], network, objective, step)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_order_to_stop_is_the_main_processs_affair(number: int, running: list[Helpers]) -> None:
+    """Ctrl-C, and SLURM, send it to all processes; the step under way still has to end."""
+    objective, step, network = Objective("softmax", 0.75), step_of(), network_of()
+    running.append(Helpers(network, objective, 1))
+    loss = take_step(running[0], network, objective, step)
+    pid = running[0].processes[0].pid
+    assert pid is not None
+    os.kill(pid, number)
+    network.zero_grad()
+    assert take_step(running[0], network, objective, step) == loss
+
+
 def test_closing_ends_the_processes(running: list[Helpers]) -> None:
     objective, step, network = Objective("softmax", 0.75), step_of(), network_of()
     running.append(Helpers(network, objective, 1))
@@ -219,6 +232,19 @@ def test_helpers_end_when_the_process_they_help_is_killed(tmp_path: Path) -> Non
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_a_program_that_does_not_close_them_ends_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "forgetful.py"
+    script.write_text(
+        "if __name__ == '__main__':\n"
+        "    from tests.models.test_helpers import Helpers, Objective, network_of, step_of, take_step\n"
+        "    network, objective = network_of(), Objective('softmax', 0.75)\n"
+        "    helpers = Helpers(network, objective, 1)\n"
+        "    take_step(helpers, network, objective, step_of())\n"
+    )
+    command, environment = [sys.executable, str(script)], os.environ | {"PYTHONPATH": "."}
+    assert subprocess.run(command, timeout=60, env=environment).returncode == 0
 
 
 def is_running(pid: int) -> bool:
