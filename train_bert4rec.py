@@ -72,7 +72,7 @@ def train(config: Config) -> float | None:
             f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
             " model.share_embeddings=true, training.loss=softmax or training.devices=1"
         )
-    share_steps(config, trainer, data)
+    share_steps(config, trainer, data, model)
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
     if path is not None and content is not None:
@@ -303,7 +303,7 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "
     )
 
 
-def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule") -> None:
+def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule", model: "BERT4Rec") -> None:
     """Let several processes work on each step where that is asked for, or pays.
 
     Raises:
@@ -314,6 +314,7 @@ def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule
     from src import auto
     from src.callbacks import SharedSteps
     from src.errors import UserError
+    from src.models import helpers
 
     processes = config.training.cpu_processes
     is_possible = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
@@ -321,6 +322,8 @@ def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule
         rows = data.train_rows().lengths
         threads = torch.get_num_threads() if is_possible and sys.platform == "linux" else 1
         processes = auto.cpu_processes(config, len(rows), int(rows.sum()), data.num_items, threads)
+        if not helpers.has_shared_memory(model.network, model.objective, processes - 1):
+            processes = 1
     elif processes > 1 and not is_possible:
         raise UserError(
             f"training.cpu_processes={processes} shares the steps of one device, and that a CPU: use"

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_bert4rec
 from src import auto
 from src.config import Config
 from src.errors import UserError
+from src.models import helpers
 from tests.scripts.conftest import Table, call, checkpoint, compose, table  # noqa: F401
 from train_bert4rec import train
 
@@ -120,3 +122,20 @@ def test_a_sampled_loss_is_less_work() -> None:
         for loss in ("softmax", "sampled_softmax")
     )
     assert sampled < full / 5
+
+
+@pytest.mark.parametrize(("has_memory", "shares"), [(True, 2), (False, 1)])
+def test_too_little_shared_memory_leaves_the_choice_at_threads(
+    has_memory: bool,
+    shares: int,
+    table: Table,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(auto, "cpu_processes", lambda *arguments: 2)
+    monkeypatch.setattr(helpers, "has_shared_memory", lambda *arguments: has_memory)
+    monkeypatch.setattr(train_bert4rec, "fit", lambda trainer, model, data, path: found.append(data.shares))
+    monkeypatch.setattr(train_bert4rec, "finish", lambda *arguments: None)
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", "training.accelerator=cpu")
+    assert (outcome.code, found) == (0, [shares]), outcome.err

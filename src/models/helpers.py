@@ -43,7 +43,12 @@ class Helpers:
     """
 
     def __init__(self, network: Network, objective: Objective, count: int) -> None:
-        require_shared_memory(network, objective, count)
+        if not has_shared_memory(network, objective, count):
+            free, needed = _free_bytes(), _needed_bytes(network, objective, count)
+            raise UserError(
+                f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {count + 1} processes need"
+                f" {needed / 2**20:,.0f} MiB there: use training.cpu_processes=1 or give it more (docker run --shm-size)"
+            )
         self.network = network
         self.threads = torch.get_num_threads()
         self.threads_each = max(1, self.threads // (count + 1))
@@ -141,17 +146,18 @@ def _with_dense_gradient(network: Network, objective: Objective) -> list[torch.n
     return [parameter for parameter in network.parameters() if parameter is not sparse]
 
 
-def require_shared_memory(network: Network, objective: Objective, count: int) -> None:
-    """See that the weights and the gradients of helpers fit: what does not would end the process by a signal."""
+def has_shared_memory(network: Network, objective: Objective, count: int) -> bool:
+    """Whether the weights and the gradients of helpers fit: what does not would end the process by a signal."""
+    return _needed_bytes(network, objective, count) <= 0.9 * _free_bytes()
+
+
+def _needed_bytes(network: Network, objective: Objective, count: int) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    dense = sum(p.numel() * p.element_size() for p in _with_dense_gradient(network, objective))
-    needed = weights + count * dense
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else math.inf
-    if needed > 0.9 * free:
-        raise UserError(
-            f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {count + 1} processes need"
-            f" {needed / 2**20:,.0f} MiB there: use training.cpu_processes=1, or give it more (docker run --shm-size)"
-        )
+    return weights + count * sum(p.numel() * p.element_size() for p in _with_dense_gradient(network, objective))
+
+
+def _free_bytes() -> float:
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else math.inf
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
