@@ -47,7 +47,7 @@ class Helpers:
             free, needed = _free_bytes(), _needed_bytes(network, objective, count)
             raise UserError(
                 f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {count + 1} processes need"
-                f" {needed / 2**20:,.0f} MiB there: use training.cpu_processes=1 or give it more (docker run --shm-size)"
+                f" {needed / 2**20:,.0f} MiB there: use training.cpu_processes=1 or give it more (docker --shm-size)"
             )
         self.network = network
         self.threads = torch.get_num_threads()
