@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores are made in tiles of so many rows and tokens: 2 MB each, half of it for each of two cores. Round numbers rather
-# than powers of two, since rows that lie a power of two apart compete for the same cache lines.
+# Scores are made in tiles of so many rows and bytes of a row: 2 MB each, half of it for each of two cores. Round
+# numbers rather than powers of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
-TILE_TOKENS = 2000
+TILE_ROW_BYTES = 8000
 # At most so many probabilities (64 MiB) are held between the two passes over the tiles.
 HELD_ENTRIES = 2**24
 
@@ -48,7 +48,8 @@ def gbce(true_scores: Tensor, negative_scores: Tensor, sampling_rate: float, cal
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """cross_entropy(hidden weight^T + bias, targets), averaged over the targets; a scalar.
 
-    On a CPU the logits are made block by block and turned into the gradient in place, so that they stay in cache.
+    On a CPU the logits are made block by block and turned into the gradient in place, so that they stay in cache. Under
+    autocast the products are in its type there, and what is summed over tokens or rows in float32.
 
     Args:
         hidden: [N, D].
@@ -58,7 +59,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     """
     if hidden.device.type != "cpu":
         return F.cross_entropy(F.linear(hidden, weight, bias), targets)
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -72,24 +74,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
         count, tokens = len(hidden), len(weight)
         blocks = -(-count // max(1, min(TILE_ROWS, HELD_ENTRIES // tokens)))
-        tiles = torch.split(weight, TILE_TOKENS)  # [T, D] each
-        bias_tiles = [None] * len(tiles) if bias is None else torch.split(bias, TILE_TOKENS)
+        dtype = dtype or hidden.dtype
+        hidden_factor, weight_factor = hidden.to(dtype), weight.to(dtype)
+        width = TILE_ROW_BYTES // dtype.itemsize
+        tiles = torch.split(weight_factor, width)  # [T, D] each
+        bias_tiles = [None] * len(tiles) if bias is None else torch.split(bias, width)
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
         most_rows = -(-count // blocks)
-        scores = hidden.new_empty(most_rows * len(tiles[0]))
+        scores = hidden_factor.new_empty(most_rows * len(tiles[0]))
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
-        held = [hidden.new_empty(most_rows * len(tile)) for tile in tiles]
-        gradients = torch.split(weight_gradient, TILE_TOKENS)
+        held = [hidden_factor.new_empty(most_rows * len(tile)) for tile in tiles]
+        gradients = torch.split(weight_gradient, width)
         for start in range(0, count, most_rows):
             span = slice(start, start + most_rows)
-            h = hidden[span]  # [R, D]
+            h = hidden_factor[span]  # [R, D]
             softmaxes = [_shaped(memory, len(h), len(tile)) for memory, tile in zip(held, tiles, strict=True)]
-            logs = h.new_empty(len(tiles), len(h))  # log-normalisers of the tiles
+            logs = hidden.new_empty(len(tiles), len(h))  # log-normalisers of the tiles
             weighted = h.new_empty(len(tiles), *h.shape)
             for number, (tile, tile_bias, softmax) in enumerate(zip(tiles, bias_tiles, softmaxes, strict=True)):
                 score = torch.mm(h, tile.t(), out=_shaped(scores, len(h), len(tile)))
@@ -97,15 +109,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     score += tile_bias
                 torch.softmax(score, dim=1, out=softmax)
                 # The best score's probability is exp(best score - log-normaliser), and never too small to tell.
-                torch.sub(score.amax(dim=1), softmax.amax(dim=1).log_(), out=logs[number])
+                torch.sub(score.amax(dim=1), softmax.amax(dim=1).to(hidden.dtype).log_(), out=logs[number])
                 torch.mm(softmax, tile, out=weighted[number])
             normalisers[span] = logs.logsumexp(dim=0)
             shares = (logs - normalisers[span]).exp_().div_(count)[:, :, None]  # [tiles, R, 1]
-            torch.sum(weighted.mul_(shares), dim=0, out=hidden_gradient[span])
+            torch.sum(weighted * shares, dim=0, out=hidden_gradient[span])
             for softmax, share, gradient in zip(softmaxes, shares, gradients, strict=True):
-                gradient.addmm_(softmax.t(), h * share, beta=0 if start == 0 else 1)
+                if dtype == gradient.dtype:
+                    gradient.addmm_(softmax.t(), h * share, beta=0 if start == 0 else 1)
+                else:
+                    product = softmax.t() @ (h * share).to(dtype)
+                    gradient.copy_(product) if start == 0 else gradient.add_(product)
             if bias_gradient is not None:
-                bias_gradient += torch.cat([s.t() @ share[:, 0] for s, share in zip(softmaxes, shares, strict=True)])
+                bias_gradient += torch.cat(
+                    [softmax.t() @ share[:, 0].to(dtype) for softmax, share in zip(softmaxes, shares, strict=True)]
+                )
         true_rows = weight[targets]  # [N, D]
         true_logits = (hidden * true_rows).sum(dim=1)
         hidden_gradient.sub_(true_rows, alpha=1.0 / count)
@@ -118,12 +136,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         if gradient != 1.0:  # nearly always 1: no pass over a large matrix for that
             hidden_gradient, weight_gradient = hidden_gradient * gradient, weight_gradient * gradient
             bias_gradient = None if bias_gradient is None else bias_gradient * gradient
-        return hidden_gradient, weight_gradient, bias_gradient, None
+        return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
 def _shaped(memory: Tensor, rows: int, columns: int) -> Tensor:

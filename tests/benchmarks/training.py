@@ -51,8 +51,11 @@ def build(options: argparse.Namespace) -> tuple[BERT4Rec, BERT4RecDataModule]:
 class Run:
     """Training as the trainer does it, batches included, to be timed some steps at a time."""
 
-    def __init__(self, options: argparse.Namespace, trick: str | None = None, processes: int = 1) -> None:
+    def __init__(
+        self, options: argparse.Namespace, trick: str | None = None, processes: int = 1, is_bf16: bool = False
+    ) -> None:
         self.trick = trick
+        self.is_bf16 = is_bf16
         with without(trick):
             self.model, self.data = build(options)
             self.optimizer = self.model.configure_optimizers()
@@ -76,7 +79,8 @@ class Run:
                 started = time.perf_counter()
                 batch = next(batches)
                 self.optimizer.zero_grad()
-                self.backward(batch)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.is_bf16):  # as Lightning does
+                    self.backward(batch)
                 self.optimizer.step()
                 seconds += time.perf_counter() - started
                 self.sequences += sum(len(part.inputs) for part in batch.parts)
@@ -186,6 +190,7 @@ def main() -> None:
     parser.add_argument("--loss", choices=["softmax", "sampled_softmax", "gbce"], default="softmax")
     parser.add_argument("--negatives", type=int, default=256)
     parser.add_argument("--processes", type=int, default=1, help="training.cpu_processes; it is 2 by itself on ml-1m")
+    parser.add_argument("--bf16", action="store_true", help="training.precision=bf16-mixed beside it")
     parser.add_argument("--no-ablation", action="store_true", help="time the package as it is, and the peers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -197,6 +202,9 @@ def main() -> None:
     if options.processes > 1:
         base = "without helpers"  # one process, all threads; a helper knows of no trick that is left out here
         variants[base] = Run(options).sequences_per_second
+    if options.bf16:
+        in_bf16 = Run(options, processes=options.processes, is_bf16=True)
+        variants["in bf16-mixed"] = in_bf16.sequences_per_second
     if not options.no_ablation:
         runs = {f"{base} and {trick}": Run(options, trick) for trick in [*TRICKS, "all"]}
         if options.loss != "softmax":
@@ -223,8 +231,9 @@ def main() -> None:
     print(f"matrix peak (float32)      {peak / 1e9:,.0f} GFLOP/s")
     print(f"operations needed          {needed / 1e6:,.1f} MFLOP a sequence")
     print(f"arithmetic efficiency      {100 * needed * best / peak:.0f} %")
-    if ours.helpers is not None:
-        ours.helpers.close()
+    for run in [ours, in_bf16] if options.bf16 else [ours]:
+        if run.helpers is not None:
+            run.helpers.close()
     peaks = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(f"peak memory                {peaks[0]:.2f} GiB here, {peaks[1]:.2f} GiB in the largest helper or peer")
 

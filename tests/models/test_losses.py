@@ -41,13 +41,41 @@ def test_linear_cross_entropy_whatever_the_blocks(
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "HELD_ENTRIES", block)
-        patch.setattr(losses, "TILE_TOKENS", tile)
+        patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
         mine = torch.autograd.grad(factor * got, inputs)
     expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), targets)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for one, other in zip(mine, torch.autograd.grad(factor * expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 23),
+    tokens=st.integers(2, 37),
+    block=st.integers(1, 200),
+    tile=st.integers(1, 40),
+    has_bias=st.booleans(),
+)
+def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
+    count: int, tokens: int, block: int, tile: int, has_bias: bool
+) -> None:
+    """Eight binary digits: a number is off by up to 2 ** -8 of its size, a whole gradient by a few of these."""
+    exact = tensors(count, 5, tokens, seed=count * 100 + tokens)
+    hidden, weight, bias = (tensor.detach().float().requires_grad_() for tensor in exact[:3])
+    inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
+        patch.setattr(losses, "HELD_ENTRIES", block)
+        patch.setattr(losses, "TILE_ROW_BYTES", 2 * tile)
+        got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, exact[3])
+    mine = torch.autograd.grad(got, inputs)
+    expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), exact[3])
+    assert got.dtype == torch.float32
+    assert abs(got - expected) < 0.05
+    for one, other in zip(mine, torch.autograd.grad(expected, inputs), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.linalg.vector_norm(one - other) < 0.03 * torch.linalg.vector_norm(other) + 0.003
 
 
 def test_linear_cross_entropy_of_large_logits_stays_finite() -> None:
