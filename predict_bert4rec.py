@@ -153,6 +153,7 @@ def write_predictions(
     import torch
     from torch.utils.data import DataLoader
 
+    from src.callbacks import FreedMemory
     from src.data.batching import TOKENS_PER_PART, HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
 
@@ -175,7 +176,7 @@ def write_predictions(
         use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
-        callbacks=[writer],
+        callbacks=[writer, FreedMemory()],
         enable_model_summary=False,
     )
     part = TOKENS_PER_PART if trainer.strategy.root_device.type == "cpu" else None

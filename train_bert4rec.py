@@ -245,7 +245,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
     from src import logs, resume, sweep
-    from src.callbacks import LastCheckpoint
+    from src.callbacks import FreedMemory, LastCheckpoint
     from src.errors import UserError
     from src.pruning import Pruning
 
@@ -255,7 +255,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
         "auto_insert_metric_name": False,
         "enable_version_counter": False,
     }
-    callbacks: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = [FreedMemory()]
     if config.data.holdout:
         monitor: dict[str, Any] = {"monitor": training.monitor_metric, "mode": "max"}
         callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
-from src import resume
+from src import memory, resume
 from src.errors import StoppedError, UserError
 from src.files import PART
 from src.models import BERT4Rec
@@ -215,6 +215,27 @@ class SharedSteps(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
+
+
+class FreedMemory(pl.Callback):
+    """Gives memory that was freed back to the system from time to time."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step % memory.STEPS_BETWEEN == 0:
+            memory.give_back()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._after_scoring(*args)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._after_scoring(*args)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._after_scoring(*args)
+
+    def _after_scoring(self, module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any) -> None:
+        if batch_idx % memory.BATCHES_BETWEEN == memory.BATCHES_BETWEEN - 1:
+            memory.give_back()
 
 
 def _require_fitting_state(trainer: pl.Trainer) -> None:

@@ -1,5 +1,6 @@
 """Whether the memory suffices, asked beforehand: a system without any left ends the program without a word."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ SAVES_MEMORY = (
 )
 # The memory itself has run out, as Python or an allocator says it.
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+# How often freed memory is given back: steps of training, and batches of users, whose scores are much larger.
+STEPS_BETWEEN, BATCHES_BETWEEN = 256, 8
 TRAINED, HELD = 16, 4  # bytes of a parameter: with its gradient and two moments of Adam, and by itself
 
 
@@ -31,6 +34,19 @@ def of(device: "torch.device") -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63 - 1
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
     return memory if limit == "max" else min(memory, int(limit))
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, in about 20 ms, where the C library is glibc.
+
+    It keeps it for what is allocated next. But before glibc 2.38 tensors, being aligned, seldom fit where others were
+    freed, and a long run of unlike sizes takes ever more: an evaluation among 50,000 items grew by 1.5 GiB.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim(0)
 
 
 def require(parameters: int, bytes_each: int, there: int) -> None:

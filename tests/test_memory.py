@@ -36,3 +36,22 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size() -> None:
 )
 def test_what_says_that_the_memory_is_out(error: Exception, is_out: bool) -> None:
     assert memory.is_out(error) is is_out
+
+
+def test_freed_memory_goes_back_where_the_c_library_can_give_it_and_nothing_happens_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Glibc:
+        @staticmethod
+        def malloc_trim(pad: int) -> int:
+            asked.append(pad)
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Glibc)
+    memory.give_back()
+    assert asked == [0]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    memory.give_back()
+    assert asked == [0]

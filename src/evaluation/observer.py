@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src import ranking
+from src import memory, ranking
 from src.batch import EvalBatch
 from src.data.batching import EvaluationSet
 from src.data.sequences import Indices
@@ -102,4 +102,6 @@ def observe(score: Scorer, evaluation_set: EvaluationSet, observer: Observer, ba
             assert isinstance(batch, EvalBatch)
             scores = ranking.candidate_scores(score(batch), batch.seen_rows, batch.seen_items)
             observer.update(batch.users, ranking.target_ranks(scores, batch.targets), scores, batch.targets)
+        if start // batch_size % memory.BATCHES_BETWEEN == 0:
+            memory.give_back()
     return observer.compute()

@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from src import checkpoint, cli, report
+from src.callbacks import FreedMemory
 from src.config import Config, flat_settings
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
 from src.data.interactions import Interactions
@@ -140,6 +141,7 @@ def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
         devices=1,
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
+        callbacks=[FreedMemory()],
         enable_model_summary=False,
     )
     on_cpu = trainer.strategy.root_device.type == "cpu"

@@ -6,6 +6,7 @@ each meet once a step, when the gradients are added up.
 """
 
 import atexit
+import itertools
 import math
 import shutil
 import signal
@@ -18,6 +19,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
+from src import memory
 from src.batch import Negatives, TrainBatch
 from src.errors import UserError
 from src.models.network import Network
@@ -176,7 +178,9 @@ def _serve(connection: Connection, network: Network, objective: Objective, gradi
     torch.set_num_threads(threads)
     network.train()
     dense = _with_dense_gradient(network, objective)
-    while True:
+    for step in itertools.count(1):
+        if step % memory.STEPS_BETWEEN == 0:
+            memory.give_back()
         try:
             message = connection.recv()
         except (EOFError, OSError):

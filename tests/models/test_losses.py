@@ -75,7 +75,7 @@ def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
     assert abs(got - expected) < 0.05
     for one, other in zip(mine, torch.autograd.grad(expected, inputs), strict=True):
         assert one.dtype == torch.float32
-        assert torch.linalg.vector_norm(one - other) < 0.03 * torch.linalg.vector_norm(other) + 0.003
+        assert torch.linalg.vector_norm(one - other) < 0.03 * torch.linalg.vector_norm(other) + 0.02
 
 
 def test_linear_cross_entropy_of_large_logits_stays_finite() -> None:
