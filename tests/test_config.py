@@ -222,9 +222,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "training.warmup_steps": 100,
         "training.num_epochs": 50,
     },
-    "best/beauty": sizes(64, 2, 2, 50)
+    "best/beauty": sizes(64, 2, 2, 8)
     | {
         "data.data_file": "beauty.csv",
+        "data.window_stride": 1,
         "model.dropout_rate": 0.2,
         "model.attention_dropout_rate": 0.0,
         "model.mask_prob": 0.4,
@@ -235,17 +236,17 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "training.lr": 0.002,
         "training.loss": "sampled_softmax",
         "training.num_negatives": 2048,
-        "training.negative_power": 0.5,
+        "training.negative_power": 1.0,
         "training.scheduler": "linear",
         "training.warmup_steps": 200,
-        "training.num_epochs": 170,
-        "training.val_check_interval": 10,
+        "training.num_epochs": 40,
+        "training.val_check_interval": 4,
     },
-    "best/ml-1m": sizes(64, 2, 2, 200)
+    "best/ml-1m": sizes(64, 2, 2, 100)
     | {
         "data.data_file": "ml-1m.csv",
         "data.batch_size": 24,
-        "data.window_stride": 100,
+        "data.window_stride": 50,
         "model.dropout_rate": 0.15,
         "model.attention_dropout_rate": 0.0,
         "model.mask_prob": 0.4,
