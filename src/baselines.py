@@ -36,7 +36,7 @@ class LastItemSuccessors:
     Items that came equally often, and all that never did, are in order of popularity.
 
     Args:
-        tokens: [R] int64.
+        tokens: [R] int32 or int64.
         spans: the training histories, spans of it.
         counts: [num_items] int64, training interactions of each item.
     """
@@ -46,7 +46,8 @@ class LastItemSuccessors:
         all_but_last = Spans(spans.starts, np.maximum(spans.starts, spans.stops - 1))
         _, places = flatten(np.arange(len(tokens)), all_but_last)
         num_tokens = len(counts) + 2
-        pairs, times = np.unique(tokens[places] * num_tokens + tokens[places + 1], return_counts=True)
+        firsts = tokens[places].astype(np.int64)  # a pair of a large catalogue is beyond int32
+        pairs, times = np.unique(firsts * num_tokens + tokens[places + 1], return_counts=True)
         lasts, self.successors = np.divmod(pairs, num_tokens)
         self.offsets = np.searchsorted(lasts, np.arange(num_tokens + 1))
         # Above all that never followed: first by times, then by popularity, again as small numbers in the same order.

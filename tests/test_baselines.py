@@ -95,3 +95,14 @@ def test_a_user_without_history_gets_the_popular_items() -> None:
     assert observe(scorer, dataset, Observer({}, 3)).lists.tolist() == [[2, 3, 1], [2, 3, 1]]
     alone = EvaluationSet(sequences.tokens, before[np.array([0])], 3, 4, False, targets[:1])
     assert observe(scorer, alone, Observer({}, 3)).lists.tolist() == [[2, 3, 1]]
+
+
+def test_the_item_item_baseline_tells_pairs_of_a_large_catalogue_apart() -> None:
+    num_items = 60_000  # pairs of them are beyond what a table's int32 tokens hold
+    sequences = Sequences(
+        np.array([59_999, 60_000, 5, 59_999, 60_000, 3, 59_999, 60_000], dtype=np.int32), np.array([0, 3, 5, 8])
+    )
+    dataset = evaluation_set(sequences, num_items, False)
+    scorer = LastItemSuccessors(sequences.tokens, training_spans(sequences, 1), np.zeros(num_items, dtype=np.int64))
+    # 60000 followed 59999 once, nothing followed 60000.
+    assert ranks_of(scorer, dataset) == [num_items - 1, 0, 0]
