@@ -68,16 +68,11 @@ class Sequences:
         return Spans(self.offsets[:-1], self.offsets[1:])
 
 
-def build(
-    interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1
-) -> tuple[Sequences, pa.StringArray, pa.StringArray]:
-    """Histories of the users with at least `min_interactions`, as tokens in a vocabulary of their items alone.
+def n_core(interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1) -> "Interactions":
+    """What is left of users and items with at least so many interactions; all items keep their places in `item_ids`.
 
     With `min_item_interactions` above 1, rarer items are left out first. That can make users too short and, without
-    them, further items too rare, so that both are left out in turn until all that is left has enough (the n-core).
-
-    Returns:
-        The sequences, the id of the item behind each token, `item_ids[t - 1]` of token t, and the ids of the users.
+    them, further items too rare, so that both are left out in turn until all that is left has enough.
     """
     users = np.repeat(np.arange(len(interactions.lengths), dtype=np.int32), interactions.lengths)
     items = interactions.items
@@ -92,14 +87,26 @@ def build(
             users, items = users[is_kept], items[is_kept]
         if len(items) == rows or min_item_interactions <= 1:
             break
-    is_used = np.zeros(num_items, dtype=bool)
-    is_used[items] = True
-    tokens = is_used.cumsum(dtype=np.int32)[items]  # 1..N in order of first appearance in the table
     lengths = np.bincount(users, minlength=num_users)
     has_rows = lengths > 0
     offsets = np.concatenate([[0], lengths[has_rows].cumsum()])
-    item_ids = interactions.item_ids.filter(pa.array(is_used))
-    return Sequences(tokens, offsets), item_ids, interactions.user_ids.filter(pa.array(has_rows))
+    user_ids = interactions.user_ids.filter(pa.array(has_rows))
+    return replace(interactions, items=items, offsets=offsets, user_ids=user_ids)
+
+
+def build(
+    interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1
+) -> tuple[Sequences, pa.StringArray, pa.StringArray]:
+    """Histories of the n-core, as tokens in a vocabulary of its items alone.
+
+    Returns:
+        The sequences, the id of the item behind each token, `item_ids[t - 1]` of token t, and the ids of the users.
+    """
+    kept = n_core(interactions, min_interactions, min_item_interactions)
+    is_used = np.zeros(len(kept.item_ids), dtype=bool)
+    is_used[kept.items] = True
+    tokens = is_used.cumsum(dtype=np.int32)[kept.items]  # 1..N in order of first appearance in the table
+    return Sequences(tokens, kept.offsets), kept.item_ids.filter(pa.array(is_used)), kept.user_ids
 
 
 def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequences, Indices]:

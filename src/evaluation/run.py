@@ -15,7 +15,7 @@ from src.callbacks import FreedMemory
 from src.config import Config, flat_settings
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
 from src.data.interactions import Interactions
-from src.data.sequences import Indices, Spans
+from src.data.sequences import Indices, Spans, n_core
 from src.data.titles import read_titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -58,6 +58,9 @@ def evaluate(config: Config) -> None:
     model, vocabulary = checkpoint.load(checkpoint_path)
     path = config.data.path
     interactions = read_table(config)
+    rows, users = len(interactions.items), len(interactions.user_ids)
+    if config.data.min_item_interactions > 1:  # what training left out before it held out the last items
+        interactions = n_core(interactions, config.data.min_interactions, config.data.min_item_interactions)
     held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
     if not len(held_out.users):
         raise UserError(
@@ -66,7 +69,7 @@ def evaluate(config: Config) -> None:
             f" {checkpoint_path} knows"
         )
     print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
-    print(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
+    print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
 
@@ -84,7 +87,7 @@ def evaluate(config: Config) -> None:
     contest.add_baselines(held_out.training)
     contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, model, contest)
     content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
-    content |= {"data": {"path": str(path), "rows": len(interactions.items), "users": len(interactions.user_ids)}}
+    content |= {"data": {"path": str(path), "rows": rows, "users": users}}
     content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config)}
     output_path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(output_path, content)

@@ -53,6 +53,20 @@ def test_the_figures_of_training_come_back(settings: tuple[str, ...], table: Tab
     assert files_below(run.folder) == before
 
 
+def test_items_too_rare_for_training_are_no_targets(table: Table, tmp_path: Path) -> None:
+    """The item before is the last one then, and a user who has too few without them is not evaluated."""
+    rare = [(REGULARS[0], "only here", 9000), ("short", ITEMS[0], 1), ("short", ITEMS[1], 2), ("short", "once", 3)]
+    other = write_table(tmp_path / "rare.csv", [*table.rows, *rare])
+    run = train_here(other, tmp_path / "run", "training.num_epochs=1", "data.min_item_interactions=2")
+    there = json.loads((run.folder / "metrics.json").read_text())
+    best = f"inference.checkpoint_path={run.best}"
+    here, outcome = evaluate_here(other, run, tmp_path / "e.json", best, "data.min_item_interactions=2")
+    assert here["details"]["test"]["users"] == there["details"]["test"]["users"] == len(REGULARS)
+    for name, figures in there["figures"]["test"].items():
+        assert here["figures"]["test"][name] == pytest.approx(figures, abs=1e-6), name
+    assert "warning" not in outcome.out
+
+
 def test_by_default_the_last_checkpoint_is_evaluated_beside_the_predictions(table: Table, trained: Run) -> None:
     outcome = call(predict, *table.overrides, f"output_dir={trained.folder}", *TINY, EVALUATE)
     try:
