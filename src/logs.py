@@ -112,7 +112,12 @@ def _cell(text: str) -> str:
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar without the version numbers of the loggers."""
+    """Lightning's bar without the version numbers of the loggers, and with a total where training goes on mid-epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.total = self.total_train_batches  # Lightning tells it at the start of an epoch alone
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
