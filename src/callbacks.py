@@ -218,7 +218,10 @@ class SharedSteps(pl.Callback):
 
 
 class FreedMemory(pl.Callback):
-    """Gives memory that was freed back to the system from time to time."""
+    """Keeps memory that was freed for the next step of training, and gives it back to the system from time to time."""
+
+    def on_train_start(self, *args: Any) -> None:
+        memory.keep()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step % memory.STEPS_BETWEEN == 0:

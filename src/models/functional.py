@@ -55,6 +55,29 @@ def _kept(shape: torch.Size, kept_of_256: int) -> Tensor:
     return words.view(torch.uint8)[:count].view(shape).lt_(kept_of_256)  # in place
 
 
+def apart(table: Tensor) -> tuple[Tensor, Tensor]:
+    """A table [V, D] twice, for looking rows up, with a sparse gradient, and for products with all of it.
+
+    The gradient of the few rows is added to the dense one in place; autograd would copy the dense one for it.
+    """
+    lookup, matrix = _Apart.apply(table)  # type: ignore[no-untyped-call]
+    return lookup, matrix
+
+
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return table.view_as(table), table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, rows: Tensor | None, dense: Tensor | None) -> Tensor | None:
+        if rows is None or dense is None:
+            return rows if dense is None else dense
+        return dense.add_(rows)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
 ) -> Tensor:

@@ -176,6 +176,7 @@ def _serve(connection: Connection, network: Network, objective: Objective, gradi
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach all; the main process decides what comes of it
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    memory.keep()
     network.train()
     dense = _with_dense_gradient(network, objective)
     for step in itertools.count(1):

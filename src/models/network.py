@@ -162,11 +162,18 @@ class Network(nn.Module):
         """Logits at every position: [B, L] int64 tokens, L <= max_len -> [B, L, V]."""
         return self.logits(self.encode(sequences))
 
-    def encode(self, inputs: Tensor, positions: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None = None,
+        slots: Tensor | None = None,
+        table: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states of the last block: [B, L] int64 -> [B, L, D].
 
         Given `positions` [B, M] and `slots` [N] (see `TrainBatch`), only the states at those places, [N, D]: the last
-        block then computes its queries and its feed-forward network for nothing else, with the same result.
+        block then computes its queries and its feed-forward network for nothing else, with the same result. A `table`
+        [V, D] is read in place of the item embedding.
 
         Raises:
             ValueError: if L is above max_len.
@@ -174,9 +181,10 @@ class Network(nn.Module):
         length = inputs.shape[1]
         if length > self.max_len:
             raise ValueError(f"a sequence of {length} tokens is longer than max_len={self.max_len}")
-        # The gradient of the few rows that are looked up is sparse: the output layer's dense one takes it up in place.
+        table = self.item_embedding.weight if table is None else table
         x = (
-            F.embedding(inputs, self.item_embedding.weight, PAD, sparse=self.shares_embeddings)
+            # The gradient of the few rows that are looked up is sparse; the output layer's dense one takes it up.
+            F.embedding(inputs, table, PAD, sparse=self.shares_embeddings)
             + self.position_embedding.weight[self.max_len - length :]
         )  # [B, L, D]
         x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
@@ -200,10 +208,14 @@ class Network(nn.Module):
         logits: Tensor = self.output(self.output_transform(hidden))
         return logits
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits."""
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.
+
+        A `table` [V, D] is read in place of the output matrix.
+        """
         hidden = self.output_transform(hidden)
-        return losses.linear_cross_entropy(hidden, self.output.weight, self.output.bias, targets)
+        table = self.output.weight if table is None else table
+        return losses.linear_cross_entropy(hidden, table, self.output.bias, targets)
 
     def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from src.batch import Negatives, TrainBatch
 from src.models import losses
+from src.models.functional import apart
 from src.models.network import Network
 
 
@@ -28,10 +29,13 @@ class Objective:
 
         Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss.
         """
-        hidden = torch.cat([network.encode(part.inputs, part.positions, part.slots) for part in parts])  # [N, D]
+        lookup = matrix = None
+        if negatives is None and network.shares_embeddings:
+            lookup, matrix = apart(network.item_embedding.weight)  # [V, D] each
+        hidden = torch.cat([network.encode(*part[:3], lookup) for part in parts])  # [N, D]
         targets = torch.cat([part.targets for part in parts])  # [N]
         if negatives is None:
-            return network.cross_entropy(hidden, targets)
+            return network.cross_entropy(hidden, targets, matrix)
         items, log_counts = negatives
         true_scores, negative_scores = network.sampled_scores(hidden, targets, items)  # [N], [N, K]
         if self.loss == "gbce":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.models import functional
-from src.models.functional import attention, dropout, keep_bytes
+from src.models.functional import apart, attention, dropout, keep_bytes
 
 VISIBLE = torch.tensor([[False, False, True, True, True, True, True], [True] * 7])[:, None, None, :]
 
@@ -86,3 +86,20 @@ def test_attention_is_the_plain_formula(
         strict=True,
     ):
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("uses", ["both", "lookup", "matrix"])
+def test_a_table_used_apart_has_the_gradient_of_the_table(uses: str) -> None:
+    torch.manual_seed(7)
+    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    ids, factor = torch.tensor([3, 5, 3, 8]), torch.randn(6, 4, dtype=torch.float64)
+
+    def result(lookup: Tensor, matrix: Tensor) -> Tensor:
+        looked_up = torch.nn.functional.embedding(ids, lookup, sparse=True).pow(3).sum()
+        product = (factor @ matrix.t()).pow(2).sum()
+        return {"both": looked_up * product, "lookup": looked_up, "matrix": product}[uses]
+
+    (mine,) = torch.autograd.grad(result(*apart(table)), table)
+    (plain,) = torch.autograd.grad(result(table, table), table)
+    assert mine.is_sparse == (uses == "lookup")
+    torch.testing.assert_close(mine.to_dense(), plain.to_dense(), rtol=0, atol=1e-12)
