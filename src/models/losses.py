@@ -3,6 +3,8 @@
 N targets, D hidden_units, V tokens, K negatives.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 # numbers rather than powers of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
+TILES_PER_THREAD = 2
 # At most so many probabilities (64 MiB) are held between the two passes over the tiles.
 HELD_ENTRIES = 2**24
 
@@ -84,46 +87,45 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         count, tokens = len(hidden), len(weight)
         blocks = -(-count // max(1, min(TILE_ROWS, HELD_ENTRIES // tokens)))
+        most_rows = -(-count // blocks)
         dtype = dtype or hidden.dtype
         hidden_factor, weight_factor = hidden.to(dtype), weight.to(dtype)
-        width = TILE_ROW_BYTES // dtype.itemsize
-        tiles = torch.split(weight_factor, width)  # [T, D] each
-        bias_tiles = [None] * len(tiles) if bias is None else torch.split(bias, width)
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
-        most_rows = -(-count // blocks)
-        scores = hidden_factor.new_empty(most_rows * len(tiles[0]))
+        groups = _groups_of_tiles(tokens, TILE_ROW_BYTES // dtype.itemsize, torch.get_num_threads())
+        scores = hidden_factor.new_empty(most_rows * max(group.tokens for group in groups))
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
-        held = [hidden_factor.new_empty(most_rows * len(tile)) for tile in tiles]
-        gradients = torch.split(weight_gradient, width)
+        held = [hidden_factor.new_empty(most_rows * group.tokens) for group in groups]
+        tiles_in_all = groups[-1].stop
         for start in range(0, count, most_rows):
-            span = slice(start, start + most_rows)
-            h = hidden_factor[span]  # [R, D]
-            softmaxes = [_shaped(memory, len(h), len(tile)) for memory, tile in zip(held, tiles, strict=True)]
-            logs = hidden.new_empty(len(tiles), len(h))  # log-normalisers of the tiles
-            weighted = h.new_empty(len(tiles), *h.shape)
-            for number, (tile, tile_bias, softmax) in enumerate(zip(tiles, bias_tiles, softmaxes, strict=True)):
-                score = torch.mm(h, tile.t(), out=_shaped(scores, len(h), len(tile)))
-                if tile_bias is not None:
-                    score += tile_bias
-                torch.softmax(score, dim=1, out=softmax)
+            h = hidden_factor[start : start + most_rows]  # [R, D]
+            rows = len(h)
+            logs = hidden.new_empty(tiles_in_all, rows)  # log-normalisers of the tiles
+            weighted = h.new_empty(tiles_in_all, *h.shape)
+            for group, memory in zip(groups, held, strict=True):
+                tiles = group.of(weight_factor)  # [T, W, D]
+                score = torch.bmm(h.expand(group.number, -1, -1), tiles.mT, out=group.shaped(scores, rows))  # [T, R, W]
+                if bias is not None:
+                    score += group.of(bias[:, None]).mT
+                softmax = torch.softmax(score, dim=2, out=group.shaped(memory, rows))
                 # The best score's probability is exp(best score - log-normaliser), and never too small to tell.
-                torch.sub(score.amax(dim=1), softmax.amax(dim=1).to(hidden.dtype).log_(), out=logs[number])
-                torch.mm(softmax, tile, out=weighted[number])
-            normalisers[span] = logs.logsumexp(dim=0)
-            shares = (logs - normalisers[span]).exp_().div_(count)[:, :, None]  # [tiles, R, 1]
-            torch.sum(weighted * shares, dim=0, out=hidden_gradient[span])
-            for softmax, share, gradient in zip(softmaxes, shares, gradients, strict=True):
+                best = softmax.amax(dim=2).to(hidden.dtype)
+                torch.sub(score.amax(dim=2), best.log_(), out=logs[group.start : group.stop])
+                torch.bmm(softmax, tiles, out=weighted[group.start : group.stop])
+            normalisers[start : start + rows] = total = logs.logsumexp(dim=0)
+            shares = (logs - total).exp_().div_(count)[:, :, None]  # [tiles in all, R, 1]
+            torch.sum(weighted * shares, dim=0, out=hidden_gradient[start : start + rows])
+            for group, memory in zip(groups, held, strict=True):
+                transposed = group.shaped(memory, rows).mT  # [T, W, R]
+                share, gradient = shares[group.start : group.stop], group.of(weight_gradient)
                 if dtype == gradient.dtype:
-                    gradient.addmm_(softmax.t(), h * share, beta=0 if start == 0 else 1)
+                    gradient.baddbmm_(transposed, h * share, beta=0 if start == 0 else 1)
                 else:
-                    product = softmax.t() @ (h * share).to(dtype)
+                    product = transposed @ (h * share).to(dtype)
                     gradient.copy_(product) if start == 0 else gradient.add_(product)
-            if bias_gradient is not None:
-                bias_gradient += torch.cat(
-                    [softmax.t() @ share[:, 0].to(dtype) for softmax, share in zip(softmaxes, shares, strict=True)]
-                )
+                if bias_gradient is not None:
+                    group.of(bias_gradient[:, None]).add_(transposed @ share.to(dtype))
         true_rows = weight[targets]  # [N, D]
         true_logits = (hidden * true_rows).sum(dim=1)
         hidden_gradient.sub_(true_rows, alpha=1.0 / count)
@@ -144,6 +146,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
-def _shaped(memory: Tensor, rows: int, columns: int) -> Tensor:
-    """The beginning of flat memory as a matrix."""
-    return memory[: rows * columns].view(rows, columns)
+class _Tiles(NamedTuple):
+    """Neighbouring tiles of the vocabulary, all of the same width."""
+
+    first_token: int
+    width: int  # W
+    start: int  # number of the first among all tiles
+    number: int  # T
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.number
+
+    @property
+    def tokens(self) -> int:
+        return self.width * self.number
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Their rows of a matrix [V, ...]: [T, W, ...]."""
+        rows = matrix[self.first_token : self.first_token + self.tokens]
+        return rows.view(self.number, self.width, *rows.shape[1:])
+
+    def shaped(self, memory: Tensor, rows: int) -> Tensor:
+        """The beginning of flat memory as [T, rows, W]."""
+        return memory[: self.tokens * rows].view(self.number, rows, self.width)
+
+
+def _groups_of_tiles(tokens: int, most_width: int, threads: int) -> list[_Tiles]:
+    """Cut the vocabulary into tiles, some for each thread at a time, and what is left over by itself.
+
+    A batch of products is shared out whole product by whole product, so that a thread goes on with what it has in its
+    own cache and seldom waits; a single product is cut up among the threads, and they wait for each other in each.
+    """
+    width, together = min(tokens, most_width), TILES_PER_THREAD * threads
+    if threads > 1:
+        count = -(-tokens // most_width)
+        width = max(1, tokens // (-(-count // threads) * threads))  # as many tiles for each thread
+    count = tokens // width
+    groups = [_Tiles(start * width, width, start, min(together, count - start)) for start in range(0, count, together)]
+    left = tokens - count * width
+    return [*groups, _Tiles(count * width, left, count, 1)] if left else groups

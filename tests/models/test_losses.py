@@ -31,17 +31,19 @@ def tensors(count: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Ten
     tokens=st.integers(1, 37),
     block=st.integers(1, 200),
     tile=st.integers(1, 40),
+    threads=st.integers(1, 3),
     has_bias=st.booleans(),
     factor=st.sampled_from([1.0, -2.5]),
 )
 def test_linear_cross_entropy_whatever_the_blocks(
-    count: int, tokens: int, block: int, tile: int, has_bias: bool, factor: float
+    count: int, tokens: int, block: int, tile: int, threads: int, has_bias: bool, factor: float
 ) -> None:
     hidden, weight, bias, targets = tensors(count, 5, tokens, seed=count * 100 + tokens)
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "HELD_ENTRIES", block)
         patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
+        patch.setattr(torch, "get_num_threads", lambda: threads)  # more tiles of a width at a time
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
         mine = torch.autograd.grad(factor * got, inputs)
     expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), targets)
