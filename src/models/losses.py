@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Scores are made in tiles of so many rows and bytes of a row: 2 MB each, half of it for each of two cores. Round
+# Scores are made in tiles of at most so many rows and bytes of a row, 2 MB each, some for each thread at a time. Round
 # numbers rather than powers of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
