@@ -18,6 +18,7 @@ from src.data.id_lists import barred_tokens
 from src.data.sequences import Indices, Spans
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
+from src.models.functional import Reused
 from src.models.network import Network
 
 Id = str | int
@@ -110,10 +111,11 @@ class Recommender:
             tokens_per_part=TOKENS_PER_PART if on_cpu else None,
         )
         lists: list[list[tuple[str, float]]] = [[] for _ in histories]
+        reused = Reused()
         with_history = np.flatnonzero(spans.lengths)
         for start in range(0, len(with_history), HISTORIES_AT_ONCE):
             for part in history_set[with_history[start : start + HISTORIES_AT_ONCE]]:
-                best, scores = self._best(part, topk, is_barred)
+                best, scores = self._best(part, topk, is_barred, reused)
                 for row, row_items, row_scores in zip(part.users.tolist(), best, scores, strict=True):
                     lists[row] = [
                         (self.items[item - 1], score)
@@ -127,11 +129,11 @@ class Recommender:
         return lists
 
     def _best(
-        self, part: PredictBatch, topk: int, is_barred: np.ndarray | None
+        self, part: PredictBatch, topk: int, is_barred: np.ndarray | None, reused: Reused
     ) -> tuple[list[list[int]], list[list[float]]]:
         device = self.network.output.weight.device
         part = PredictBatch(*(tensor.to(device) for tensor in part))
-        logits: Tensor = self.network.logits(self.network.encode_last(part.inputs)).float()
+        logits: Tensor = self.network.logits(self.network.encode_last(part.inputs), reused).float()
         scores = ranking.candidate_scores(logits, part.seen_rows, part.seen_items)
         if is_barred is not None:
             scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)

@@ -82,6 +82,19 @@ def test_ties_count_against_the_target_wherever_it_stands() -> None:
     assert ranking.target_ranks(scores, torch.arange(1, ITEMS + 1)).tolist() == [6, 6, 6, 6, 6, 6, 4]
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2 * (ITEMS + 2), 5 * (ITEMS + 2), 1000])
+def test_ranks_are_the_same_however_many_scores_are_compared_at_a_time(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    scores = torch.randint(6, (5, ITEMS + 2)).float()
+    targets = torch.tensor([3, 1, 7, 7, 2])
+    expected = [sum(row >= row[target]).item() - 1 for row, target in zip(scores, targets, strict=True)]
+    monkeypatch.setattr(ranking, "COMPARED_AT_A_TIME", at_a_time)
+    assert ranking.target_ranks(scores, targets).tolist() == expected
+    assert ranking.target_ranks(scores[:0], targets[:0]).tolist() == []
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
 def test_scores_that_are_not_finite_are_an_error(bad: float, token: int) -> None:

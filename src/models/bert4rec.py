@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from src import ranking
 from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
+from src.models.functional import Reused
 from src.models.helpers import Helpers
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
 from src.models.objective import Objective
@@ -120,6 +121,7 @@ class BERT4Rec(pl.LightningModule):
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
         self.step_targets = 0
         self.helpers: Helpers | None = None  # processes that take a share of each training step
+        self.reused = Reused()  # for the scores of one part of a batch of users
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
@@ -219,14 +221,17 @@ class BERT4Rec(pl.LightningModule):
         if self._trainer is not None and self.trainer.is_global_zero:
             self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
-    def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Tensor:
-        """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2]."""
-        scores = self.network.logits(self.network.encode_last(batch.inputs)).float()
+    def candidate_scores(self, batch: PredictBatch | EvalBatch, reused: Reused | None = None) -> Tensor:
+        """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2].
+
+        With `reused`, they are overwritten by the next ones.
+        """
+        scores = self.network.logits(self.network.encode_last(batch.inputs), reused).float()
         return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
 
     def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
         for part in batch:
-            scores = self.candidate_scores(part)
+            scores = self.candidate_scores(part, self.reused)
             ranks = ranking.target_ranks(scores, part.targets)
             self.ranks.update(ranks)
             if self.observer is not None:
@@ -301,7 +306,7 @@ class BERT4Rec(pl.LightningModule):
         return users[order], items, scores
 
     def _best(self, batch: PredictBatch) -> tuple[Tensor, Tensor]:
-        scores = self.candidate_scores(batch)
+        scores = self.candidate_scores(batch, self.reused)
         if self.predict_barred is not None:
             scores.masked_fill_(self.predict_barred.to(scores.device), ranking.EXCLUDED)
         return ranking.top_k(scores, self.predict_topk)

@@ -64,6 +64,29 @@ def apart(table: Tensor) -> tuple[Tensor, Tensor]:
     return lookup, matrix
 
 
+class Reused:
+    """Memory for a large product on a CPU, written to again each time: new memory is cleared first, page by page.
+
+    It only takes effect in inference mode, and without autocast.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["Reused"], tuple[()]]:
+        return Reused, ()  # a copy has memory of its own
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x` weight^T + bias: [B, D], [V, D], [V] -> [B, V], which the next call overwrites."""
+        if x.device.type != "cpu" or not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
+            return F.linear(x, weight, bias)
+        shape = (len(x), len(weight))
+        if self._memory is None or self._memory.numel() < math.prod(shape) or self._memory.dtype != x.dtype:
+            self._memory = x.new_empty(math.prod(shape))
+        out = self._memory[: math.prod(shape)].view(shape)
+        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+
+
 class _Apart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor) -> tuple[Tensor, Tensor]:

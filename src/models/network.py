@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.batch import PAD
 from src.models import losses
-from src.models.functional import attention, dropout
+from src.models.functional import Reused, attention, dropout
 
 INIT_STD = 0.02
 # Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
@@ -203,10 +203,11 @@ class Network(nn.Module):
         positions = inputs.new_full((rows, 1), length - 1)
         return self.encode(inputs, positions, torch.arange(rows, device=inputs.device))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V], indexed by token id."""
-        logits: Tensor = self.output(self.output_transform(hidden))
-        return logits
+    def logits(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
+        """[..., D] -> [..., V], indexed by token id; [B, D] -> [B, V] in memory that is used again, if it is given."""
+        hidden = self.output_transform(hidden)
+        linear = F.linear if reused is None else reused.linear
+        return linear(hidden, self.output.weight, self.output.bias)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
         """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.

@@ -13,11 +13,13 @@ from unittest import mock
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src import ranking
+from src.callbacks import FreedMemory
 from src.data import batching, bert4rec_data
-from src.models import network
+from src.models import functional, network
 from tests.benchmarks import common
 from tests.benchmarks.training import build
 
@@ -31,8 +33,13 @@ def _encode_everywhere(self: network.Network, inputs: Tensor) -> Tensor:
     return self.encode(inputs)[:, -1]
 
 
+def _linear(self: functional.Reused, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
 TRICKS: dict[str, Callable[[], list]] = {
     "ranks by counting": lambda: [mock.patch.object(ranking, "target_ranks", _sorted_ranks)],
+    "scores in memory used again": lambda: [mock.patch.object(functional.Reused, "linear", _linear)],
     "queries only where needed": lambda: [mock.patch.object(network.Network, "encode_last", _encode_everywhere)],
     "batches in parts": lambda: [
         mock.patch.object(bert4rec_data, "TOKENS_PER_PART", None),
@@ -54,7 +61,13 @@ def without(trick: str) -> Iterator[None]:
 def seconds(options: argparse.Namespace) -> float:
     """One evaluation of all users by Lightning's trainer, as the training script has it."""
     model, data = build(options)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[FreedMemory()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     started = time.perf_counter()
     trainer.test(model, data.test_dataloader(), verbose=False)
     return time.perf_counter() - started

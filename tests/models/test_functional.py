@@ -1,13 +1,15 @@
 """Dropout and attention against the plain formulas; shapes B=2, M=5, L=7, H=3, d=11."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.models import functional
-from src.models.functional import apart, attention, dropout, keep_bytes
+from src.models.functional import Reused, apart, attention, dropout, keep_bytes
 
 VISIBLE = torch.tensor([[False, False, True, True, True, True, True], [True] * 7])[:, None, None, :]
 
@@ -53,6 +55,36 @@ def test_gradient_of_dropout_passes_where_the_entry_was_kept() -> None:
     (gradient,) = torch.autograd.grad((out * torch.arange(31)).sum(), x)
     scale = 256 / keep_bytes(0.3)
     torch.testing.assert_close(gradient, (out != 0) * torch.arange(31).double() * scale, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_product_in_reused_memory_is_the_plain_one_whatever_the_sizes_before_it(has_bias: bool) -> None:
+    reused = Reused()
+    for rows, columns, dtype in (
+        (3, 5, torch.float64),
+        (2, 4, torch.float64),
+        (7, 6, torch.float64),
+        (3, 5, torch.float32),
+    ):
+        x, weight = torch.randn(rows, 11, dtype=dtype), torch.randn(columns, 11, dtype=dtype)
+        bias = torch.randn(columns, dtype=dtype) if has_bias else None
+        with torch.inference_mode():
+            got = reused.linear(x, weight, bias)
+            torch.testing.assert_close(got, F.linear(x, weight, bias))
+
+
+def test_reused_memory_is_overwritten_by_the_next_product_in_inference_mode_alone() -> None:
+    x, weight, reused = torch.randn(2, 3), torch.randn(5, 3, requires_grad=True), Reused()
+    with torch.inference_mode():
+        first = reused.linear(x, weight, None)
+        assert reused.linear(x + 1.0, weight, None).data_ptr() == first.data_ptr()
+        assert copy.deepcopy(reused).linear(x, weight, None).data_ptr() != first.data_ptr()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert reused.linear(x, weight, None).dtype == torch.bfloat16
+    kept = reused.linear(x, weight, None)
+    assert reused.linear(x + 1.0, weight, None).data_ptr() != kept.data_ptr()
+    kept.sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(dim=0).expand(5, 3))
 
 
 @pytest.mark.parametrize("is_visible", [None, VISIBLE])
