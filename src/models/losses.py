@@ -3,6 +3,7 @@
 N targets, D hidden_units, V tokens, K negatives.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
 TILES_PER_THREAD = 2
-# At most so many probabilities (64 MiB) are held between the two passes over the tiles.
-HELD_ENTRIES = 2**24
+# Rows are taken so many at a time that their scores of all tokens, held between the two passes over the tiles, are at
+# most 32 MiB, but not fewer than so many: the whole output matrix is read for each block of rows.
+HELD_ENTRIES = 2**23
+LEAST_ROWS = 32
+# Sums of exponentials up to here, and down to its inverse, are exact enough in float32 and bfloat16.
+LARGEST_SUM = 1e30
 
 
 def sampled_softmax(true_scores: Tensor, negative_scores: Tensor, log_counts: Tensor) -> Tensor:
@@ -63,6 +68,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     if hidden.device.type != "cpu":
         return F.cross_entropy(F.linear(hidden, weight, bias), targets)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    if dtype == torch.float16:  # exponentials are beyond its range
+        dtype = torch.float32
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)  # type: ignore[no-untyped-call]
     return loss
 
@@ -70,9 +77,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients in the forward pass: the loss is a scalar, so that they only have to be scaled later.
 
-    A block of rows takes each tile of the vocabulary twice. First comes the softmax within the tile, which needs no
-    other tile; the tiles' log-normalisers then give the row's, and with it the weight that each tile's softmax has in
-    the whole one: softmax = softmax within the tile * exp(log-normaliser of the tile - that of the row).
+    A block of rows takes each tile of the vocabulary twice. First come the exponentials of its logits, their sum and
+    the sum of the output rows that they weight; with the sums of all tiles, the gradient of the tile's own rows.
     """
 
     @staticmethod
@@ -86,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype | None,
     ) -> Tensor:
         count, tokens = len(hidden), len(weight)
-        blocks = -(-count // max(1, min(TILE_ROWS, HELD_ENTRIES // tokens)))
+        blocks = -(-count // min(TILE_ROWS, max(LEAST_ROWS, HELD_ENTRIES // tokens)))
         most_rows = -(-count // blocks)
         dtype = dtype or hidden.dtype
         hidden_factor, weight_factor = hidden.to(dtype), weight.to(dtype)
@@ -94,38 +100,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
         groups = _groups_of_tiles(tokens, TILE_ROW_BYTES // dtype.itemsize, torch.get_num_threads())
-        scores = hidden_factor.new_empty(most_rows * max(group.tokens for group in groups))
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
         held = [hidden_factor.new_empty(most_rows * group.tokens) for group in groups]
-        tiles_in_all = groups[-1].stop
         for start in range(0, count, most_rows):
             h = hidden_factor[start : start + most_rows]  # [R, D]
             rows = len(h)
-            logs = hidden.new_empty(tiles_in_all, rows)  # log-normalisers of the tiles
-            weighted = h.new_empty(tiles_in_all, *h.shape)
-            for group, memory in zip(groups, held, strict=True):
-                tiles = group.of(weight_factor)  # [T, W, D]
-                score = torch.bmm(h.expand(group.number, -1, -1), tiles.mT, out=group.shaped(scores, rows))  # [T, R, W]
-                if bias is not None:
-                    score += group.of(bias[:, None]).mT
-                softmax = torch.softmax(score, dim=2, out=group.shaped(memory, rows))
-                # The best score's probability is exp(best score - log-normaliser), and never too small to tell.
-                best = softmax.amax(dim=2).to(hidden.dtype)
-                torch.sub(score.amax(dim=2), best.log_(), out=logs[group.start : group.stop])
-                torch.bmm(softmax, tiles, out=weighted[group.start : group.stop])
-            normalisers[start : start + rows] = total = logs.logsumexp(dim=0)
-            shares = (logs - total).exp_().div_(count)[:, :, None]  # [tiles in all, R, 1]
-            torch.sum(weighted * shares, dim=0, out=hidden_gradient[start : start + rows])
-            for group, memory in zip(groups, held, strict=True):
-                transposed = group.shaped(memory, rows).mT  # [T, W, R]
-                share, gradient = shares[group.start : group.stop], group.of(weight_gradient)
+            tiles = [
+                (group, group.of(weight_factor), group.shaped(to, rows)) for group, to in zip(groups, held, strict=True)
+            ]
+            total, weighted, shift = _exponentials(h, bias, tiles)
+            normalisers[start : start + rows] = total.log() + shift
+            scale = (total * count).reciprocal_()[:, None]  # [R, 1]
+            torch.mul(weighted, scale, out=hidden_gradient[start : start + rows])
+            scaled = (h * scale).to(dtype)
+            for group, _, exponentials in tiles:
+                transposed, gradient = exponentials.mT, group.of(weight_gradient)  # [T, W, R], [T, W, D]
                 if dtype == gradient.dtype:
-                    gradient.baddbmm_(transposed, h * share, beta=0 if start == 0 else 1)
+                    gradient.baddbmm_(transposed, scaled.expand(group.number, -1, -1), beta=0 if start == 0 else 1)
                 else:
-                    product = transposed @ (h * share).to(dtype)
+                    product = transposed @ scaled
                     gradient.copy_(product) if start == 0 else gradient.add_(product)
                 if bias_gradient is not None:
-                    group.of(bias_gradient[:, None]).add_(transposed @ share.to(dtype))
+                    group.of(bias_gradient[:, None]).add_(transposed @ scale.to(dtype))
         true_rows = weight[targets]  # [N, D]
         true_logits = (hidden * true_rows).sum(dim=1)
         hidden_gradient.sub_(true_rows, alpha=1.0 / count)
@@ -170,6 +166,46 @@ class _Tiles(NamedTuple):
     def shaped(self, memory: Tensor, rows: int) -> Tensor:
         """The beginning of flat memory as [T, rows, W]."""
         return memory[: self.tokens * rows].view(self.number, rows, self.width)
+
+
+def _exponentials(
+    h: Tensor, bias: Tensor | None, tiles: Sequence[tuple[_Tiles, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Fill the memory of all tiles with exp(logits - shift).
+
+    The shift is 0 as long as the sums are numbers that float32 can well tell: the largest logit of each row, which a
+    softmax usually subtracts, costs two passes over all of them. Otherwise all is done again with it.
+
+    Args:
+        h: [R, D].
+        bias: [V] or None.
+        tiles: some neighbours at a time, with their rows of the matrix [T, W, D] and memory [T, R, W].
+
+    Returns:
+        Their sums [R] and the sums of the matrix's rows that they weight [R, D], both float32 at least, and the shift,
+        [R] or 0.
+    """
+
+    def logits(group: _Tiles, rows: Tensor, out: Tensor) -> Tensor:
+        product = torch.bmm(h.expand(group.number, -1, -1), rows.mT, out=out)  # [T, R, W]
+        return product if bias is None else product.add_(group.of(bias[:, None]).mT)
+
+    def sums(shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        added = torch.promote_types(h.dtype, torch.float32)
+        parts = h.new_empty(tiles[-1][0].stop, len(h), dtype=added)
+        weighted = h.new_empty(tiles[-1][0].stop, *h.shape)
+        for group, rows, memory in tiles:
+            here = slice(group.start, group.stop)
+            shifted = logits(group, rows, memory) if shift is None else logits(group, rows, memory).sub_(shift[:, None])
+            torch.sum(shifted.exp_(), dim=2, dtype=added, out=parts[here])
+            torch.bmm(memory, rows, out=weighted[here])
+        return parts.sum(dim=0), weighted.sum(dim=0, dtype=added)
+
+    total, weighted = sums(None)
+    if total.min() > 1.0 / LARGEST_SUM and total.max() < LARGEST_SUM:  # not so either if one is NaN
+        return total, weighted, 0.0
+    shift = torch.stack([logits(*tile).amax(dim=2).amax(dim=0) for tile in tiles]).amax(dim=0)
+    return *sums(shift), shift
 
 
 def _groups_of_tiles(tokens: int, most_width: int, threads: int) -> list[_Tiles]:

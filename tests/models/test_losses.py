@@ -42,6 +42,7 @@ def test_linear_cross_entropy_whatever_the_blocks(
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "HELD_ENTRIES", block)
+        patch.setattr(losses, "LEAST_ROWS", 1)
         patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
         patch.setattr(torch, "get_num_threads", lambda: threads)  # more tiles of a width at a time
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
@@ -69,6 +70,7 @@ def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
         patch.setattr(losses, "HELD_ENTRIES", block)
+        patch.setattr(losses, "LEAST_ROWS", 1)
         patch.setattr(losses, "TILE_ROW_BYTES", 2 * tile)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, exact[3])
     mine = torch.autograd.grad(got, inputs)
@@ -80,11 +82,41 @@ def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
         assert torch.linalg.vector_norm(one - other) < 0.03 * torch.linalg.vector_norm(other) + 0.02
 
 
-def test_linear_cross_entropy_of_large_logits_stays_finite() -> None:
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+@pytest.mark.parametrize("offset", [-800.0, -60.0, 0.0, 60.0, 800.0])
+def test_linear_cross_entropy_of_logits_whose_exponentials_are_out_of_range(
+    factor: float, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TILE_ROW_BYTES", 4 * 8)
+    monkeypatch.setattr(losses, "TILE_ROWS", 2)
+    hidden, weight, bias, targets = tensors(5, 6, 11, seed=0)
+    inputs = [hidden, weight, bias]
+    hidden, weight, bias = factor * hidden, factor * weight, bias + offset
+    expected = F.cross_entropy(F.linear(hidden, weight, bias), targets)
+    expected_gradients = torch.autograd.grad(expected, inputs, retain_graph=True)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-3)):
+        got = losses.linear_cross_entropy(hidden.to(dtype), weight.to(dtype), bias.to(dtype), targets)
+        torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+        for one, other in zip(torch.autograd.grad(got, inputs, retain_graph=True), expected_gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_linear_cross_entropy_of_what_is_no_number_is_none() -> None:
     hidden, weight, _, targets = tensors(3, 5, 7, seed=0)
-    hidden, weight = (100 * tensor.detach().float().requires_grad_() for tensor in (hidden, weight))
-    expected = F.cross_entropy(hidden @ weight.t(), targets)
-    torch.testing.assert_close(losses.linear_cross_entropy(hidden, weight, None, targets), expected)
+    with torch.no_grad():
+        weight[2, 1] = math.nan
+    assert losses.linear_cross_entropy(hidden, weight, None, targets).isnan()
+
+
+def test_linear_cross_entropy_beside_float16_is_in_float32() -> None:
+    hidden, weight, _, targets = (
+        tensor.detach().float() if tensor.is_floating_point() else tensor for tensor in tensors(3, 5, 7, seed=0)
+    )
+    with torch.autocast("cpu", dtype=torch.float16):
+        got = losses.linear_cross_entropy(10 * hidden, 10 * weight, None, targets)
+    torch.testing.assert_close(
+        got, losses.linear_cross_entropy(10 * hidden, 10 * weight, None, targets), rtol=0, atol=0
+    )
 
 
 def test_sampled_softmax_over_all_other_items_is_the_full_one() -> None:
