@@ -39,17 +39,20 @@ class _ByteDropout(torch.autograd.Function):
         is_kept = _kept(x.shape, kept_of_256)
         ctx.save_for_backward(is_kept)
         ctx.scale = 256.0 / kept_of_256  # type: ignore[attr-defined]
-        return (x * is_kept).mul_(ctx.scale)  # type: ignore[attr-defined]
+        return is_kept.to(x.dtype).mul_(x).mul_(ctx.scale)  # type: ignore[attr-defined]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         (is_kept,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (gradient * is_kept).mul_(ctx.scale), None  # type: ignore[attr-defined]
+        return is_kept.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None  # type: ignore[attr-defined]
 
 
 def _kept(shape: torch.Size, kept_of_256: int) -> Tensor:
-    """Which entries dropout keeps, 1 or 0 as uint8: one random byte decides each."""
+    """Which entries dropout keeps, 1 or 0 as uint8: one random byte decides each.
+
+    To multiply by them it is faster to have them in its own type first than to leave that to the product.
+    """
     count = shape.numel()
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
     return words.view(torch.uint8)[:count].view(shape).lt_(kept_of_256)  # in place
@@ -151,7 +154,7 @@ class _DropoutAttention(torch.autograd.Function):
             if hides is not None:
                 scores += hides[at[0]]
             softmax = scores.softmax(dim=2)
-            kept = softmax * _kept(softmax.shape, kept_of_256)
+            kept = _kept(softmax.shape, kept_of_256).to(softmax.dtype).mul_(softmax)
             torch.mul(torch.bmm(kept, v[at]), scale, out=mixed[at])
             softmaxes.append(softmax)
             kepts.append(kept)
