@@ -3,6 +3,7 @@
 N targets, D hidden_units, V tokens, K negatives.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
 TILES_PER_THREAD = 2
 # Rows are taken so many at a time that their scores of all tokens, held between the two passes over the tiles, are at
-# most 32 MiB, but not fewer than so many: the whole output matrix is read for each block of rows.
-HELD_ENTRIES = 2**23
+# most 64 MiB, but not fewer than so many: the whole output matrix is read for each block of rows.
+HELD_ENTRIES = 2**24
 LEAST_ROWS = 32
 # Sums of exponentials up to here, and down to its inverse, are exact enough in float32 and bfloat16.
 LARGEST_SUM = 1e30
+LN_2 = math.log(2.0)
 
 
 def sampled_softmax(true_scores: Tensor, negative_scores: Tensor, log_counts: Tensor) -> Tensor:
@@ -96,6 +98,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         most_rows = -(-count // blocks)
         dtype = dtype or hidden.dtype
         hidden_factor, weight_factor = hidden.to(dtype), weight.to(dtype)
+        # exp(x) is 2^(x / ln 2), which takes torch a third of the time.
+        binary_hidden, binary_bias = (hidden / LN_2).to(dtype), None if bias is None else bias / LN_2
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
@@ -108,12 +112,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             tiles = [
                 (group, group.of(weight_factor), group.shaped(to, rows)) for group, to in zip(groups, held, strict=True)
             ]
-            total, weighted, shift = _exponentials(h, bias, tiles)
-            normalisers[start : start + rows] = total.log() + shift
+            total, weighted, shift = _exponentials(binary_hidden[start : start + rows], binary_bias, tiles)
+            normalisers[start : start + rows] = total.log() + shift * LN_2
             scale = (total * count).reciprocal_()[:, None]  # [R, 1]
             torch.mul(weighted, scale, out=hidden_gradient[start : start + rows])
             scaled = (h * scale).to(dtype)
-            for group, _, exponentials in tiles:
+            for group, _, exponentials in reversed(tiles):  # the last ones may still be in cache
                 transposed, gradient = exponentials.mT, group.of(weight_gradient)  # [T, W, R], [T, W, D]
                 if dtype == gradient.dtype:
                     gradient.baddbmm_(transposed, scaled.expand(group.number, -1, -1), beta=0 if start == 0 else 1)
@@ -171,7 +175,7 @@ class _Tiles(NamedTuple):
 def _exponentials(
     h: Tensor, bias: Tensor | None, tiles: Sequence[tuple[_Tiles, Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Fill the memory of all tiles with exp(logits - shift).
+    """Fill the memory of all tiles with 2^(logits - shift).
 
     The shift is 0 as long as the sums are numbers that float32 can well tell: the largest logit of each row, which a
     softmax usually subtracts, costs two passes over all of them. Otherwise all is done again with it.
@@ -197,7 +201,7 @@ def _exponentials(
         for group, rows, memory in tiles:
             here = slice(group.start, group.stop)
             shifted = logits(group, rows, memory) if shift is None else logits(group, rows, memory).sub_(shift[:, None])
-            torch.sum(shifted.exp_(), dim=2, dtype=added, out=parts[here])
+            torch.sum(shifted.exp2_(), dim=2, dtype=added, out=parts[here])
             torch.bmm(memory, rows, out=weighted[here])
         return parts.sum(dim=0), weighted.sum(dim=0, dtype=added)
 
