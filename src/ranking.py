@@ -4,6 +4,7 @@ B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.batch import PAD
@@ -11,8 +12,9 @@ from src.errors import UserError
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
-# So many scores, 2 MiB, are compared at a time on a CPU, so that what comes of it stays in cache.
-COMPARED_AT_A_TIME = 2**19
+# So many scores, 2 MiB, are compared at a time on a CPU, so that what comes of it stays in cache, and so many, 4 MiB,
+# are computed at a time if they are only to be compared.
+COMPARED_AT_A_TIME, COMPUTED_AT_A_TIME = 2**19, 2**20
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
 
@@ -62,6 +64,97 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     ]
     ranks = torch.cat(counts).long() - 1
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
+
+
+@torch.no_grad()
+def linear_target_ranks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
+) -> Tensor:
+    """`target_ranks` of the scores `hidden` weight^T + bias, with `candidate_scores` taken out of the race.
+
+    On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache.
+
+    Args:
+        hidden: [B, D].
+        weight: [V, D].
+        bias: [V] or None.
+        targets: [B] int64, the true token of each row.
+        seen_rows, seen_items: [S] int64 each, as in `candidate_scores`.
+
+    Returns:
+        [B] int64.
+
+    Raises:
+        UserError: if a score is NaN or infinite.
+    """
+    tokens = len(weight)
+    is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
+    is_exact = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
+        "cpu"
+    )  # it has to count
+    if is_large and is_exact:
+        guess = _true_scores(hidden, weight, bias, targets)
+        counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
+        if torch.isfinite(total):
+            if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
+                counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
+            is_excluded = (targets == PAD) | (targets == tokens - 1)
+            is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
+            return (counts - 1).masked_fill(is_excluded, UNRANKED)
+    scores = F.linear(hidden, weight, bias).float()
+    return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)
+
+
+def _true_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    scores = (hidden @ weight[targets].t()).diagonal()
+    return scores if bias is None else scores + bias[targets]
+
+
+def _count(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    threshold: Tensor,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How many candidates of each row score at least `threshold` [B]: [B] int64.
+
+    Returns:
+        also the scores of the targets as they were met on the way, [B], and the sum of all scores, a scalar.
+    """
+    rows, tokens = len(hidden), len(weight)
+    width = max(1, COMPUTED_AT_A_TIME // rows)
+    starts = torch.arange(0, tokens, width)
+    # Sorted, those of one stretch of tokens stand together.
+    target_rows, targets_until = _by_stretch(targets, starts)
+    seen_places, seen_until = _by_stretch(seen_items, starts)
+    memory = hidden.new_empty(rows * width)
+    counts, true_scores, total = torch.zeros_like(targets), torch.empty_like(threshold), hidden.new_zeros(())
+    for number, start in enumerate(starts.tolist()):
+        some = weight[start : start + width]  # [W, D]
+        scores = torch.mm(hidden, some.t(), out=memory[: rows * len(some)].view(rows, -1))  # [B, W]
+        if bias is not None:
+            scores += bias[start : start + width]
+        total += scores.sum()
+        here = target_rows[targets_until[number] : targets_until[number + 1]]
+        true_scores[here] = scores[here, targets[here] - start]
+        seen = seen_places[seen_until[number] : seen_until[number + 1]]
+        scores[seen_rows[seen], seen_items[seen] - start] = EXCLUDED
+        if start == 0:
+            scores[:, PAD] = EXCLUDED
+        if start + len(some) == tokens:
+            scores[:, -1] = EXCLUDED
+        # Ones and zeros as floats: summing them is several times faster than booleans, and exact.
+        counts += scores.ge_(threshold[:, None]).sum(dim=1).long()
+    return counts, true_scores, total
+
+
+def _by_stretch(tokens: Tensor, starts: Tensor) -> tuple[Tensor, list[int]]:
+    """Places of the tokens [S] sorted by token, and how many of them come before each start, and in all."""
+    tokens, places = torch.sort(tokens)
+    return places, [*torch.searchsorted(tokens, starts).tolist(), len(tokens)]
 
 
 def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:

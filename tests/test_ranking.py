@@ -95,6 +95,95 @@ def test_ranks_are_the_same_however_many_scores_are_compared_at_a_time(
     assert ranking.target_ranks(scores[:0], targets[:0]).tolist() == []
 
 
+WHOLE = st.integers(-2, 2).map(float)  # products of whole numbers are exact in whatever order they are added
+
+
+@st.composite
+def linear_models(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Hidden states [B, 2], weight [V, 2] and bias [V] or None, whose scores have many ties."""
+    batch = draw(st.integers(1, 4))
+    hidden, weight = (
+        torch.tensor(draw(st.lists(st.tuples(WHOLE, WHOLE), min_size=rows, max_size=rows)))
+        for rows in (batch, ITEMS + 2)
+    )
+    bias = draw(st.none() | st.lists(WHOLE, min_size=ITEMS + 2, max_size=ITEMS + 2).map(torch.tensor))
+    return hidden, weight, bias
+
+
+@given(
+    linear_models(),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, ITEMS))),
+    st.lists(st.integers(0, ITEMS + 1), min_size=4, max_size=4),
+    st.sampled_from([1, 5, 8, 13, 10_000]),
+    st.sampled_from([None, 0.0, 0.5, math.nan]),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=300, deadline=None)
+def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores(
+    model: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    seen: list[tuple[int, int]],
+    targets: list[int],
+    at_a_time: int,
+    guess: float | None,
+    dtype: torch.dtype,
+) -> None:
+    """However many are taken at a time, and whatever their own scores are first taken for."""
+    hidden, weight, bias = (tensor if tensor is None else tensor.to(dtype) for tensor in model)
+    rows, items = torch.tensor([pair for pair in seen if pair[0] < len(hidden)], dtype=torch.long).view(-1, 2).T
+    true_items = torch.tensor(targets[: len(hidden)])
+    scores = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
+    expected = ranking.target_ranks(ranking.candidate_scores(scores, rows, items), true_items)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
+        if guess is not None:
+            patch.setattr(ranking, "_true_scores", lambda hidden, *_: hidden.new_full((len(hidden),), guess))
+        ranks = ranking.linear_target_ranks(hidden, weight.requires_grad_(), bias, true_items, rows, items)
+    assert ranks.tolist() == expected.tolist()
+    assert ranks.dtype == expected.dtype
+
+
+def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores_of_real_numbers() -> None:
+    """Of several thousand items, in double precision, where no two scores are within rounding of each other."""
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(300, 8).double(), torch.randn(5000, 8).double()
+    targets, rows, items = torch.randint(1, 4999, (300,)), torch.randint(300, (900,)), torch.randint(1, 4999, (900,))
+    assert len(hidden) * len(weight) > ranking.COMPUTED_AT_A_TIME
+    ranks = ranking.linear_target_ranks(hidden, weight, None, targets, rows, items)
+    expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), rows, items), targets)
+    assert torch.equal(ranks, expected)
+    assert ranks.unique().numel() > 200
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
+@pytest.mark.parametrize("at_a_time", [4, 1000])
+def test_scores_that_are_not_finite_have_no_ranks(
+    bad: float, token: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
+    weight, none = torch.ones(ITEMS + 2, 1), torch.tensor([], dtype=torch.long)
+    weight[token] = bad
+    with pytest.raises(UserError, match="NaN or infinite"):
+        ranking.linear_target_ranks(torch.ones(2, 1), weight, None, torch.tensor([1, 2]), none, none)
+
+
+def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2)
+    weight, none = torch.tensor([[0.0], [3e38], [3e38], [3.1e38], [0.0]]), torch.tensor([], dtype=torch.long)
+    assert ranking.linear_target_ranks(torch.ones(1, 1), weight, None, torch.tensor([2]), none, none).tolist() == [2]
+
+
+def test_bfloat16_scores_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2)
+    none = torch.tensor([], dtype=torch.long)
+    weight = torch.ones(1003, 1, dtype=torch.bfloat16)  # whole numbers above 256 are not all in its range
+    ranks = ranking.linear_target_ranks(weight[:1], weight, None, torch.tensor([5]), none, none)
+    assert ranks.tolist() == [1000]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ranks = ranking.linear_target_ranks(weight[:1].float(), weight.float(), None, torch.tensor([5]), none, none)
+    assert ranks.tolist() == [1000]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
 def test_scores_that_are_not_finite_are_an_error(bad: float, token: int) -> None:

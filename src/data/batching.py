@@ -21,8 +21,8 @@ from src.data.sequences import Indices, Spans, flatten, pad_left
 BATCHES_IN_POOL = 32
 # What a layer holds of so many tokens fits in a processor's cache at the usual widths of 64 to 256.
 TOKENS_PER_PART = 4096
-# Scores of so many (user, item) pairs, 16 MiB, stay in the last level of cache.
-SCORES_PER_PART = 2**22
+# Scores of so many (user, item) pairs, 64 MiB, are in memory at a time: the whole item table is read for them.
+SCORES_PER_PART = 2**24
 
 
 # Kinds of random draws, so that no two use the same stream.
@@ -221,7 +221,7 @@ class HistorySet(Dataset[list[PredictBatch]]):
         return [self._part(part) for part in self._parts(rows)]
 
     def _parts(self, rows: Indices) -> list[Indices]:
-        """Each part small enough for its inputs and its scores of all items to stay in cache."""
+        """Each part small enough for its inputs to stay in cache, and for its scores of all items to be in memory."""
         lengths = self.histories[rows].last(self.max_len - 1).lengths + 1
         if self.tokens_per_part is not None:
             most_rows = max(1, SCORES_PER_PART // self.num_items)

@@ -229,13 +229,22 @@ class BERT4Rec(pl.LightningModule):
         scores = self.network.logits(self.network.encode_last(batch.inputs), reused).float()
         return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
 
+    def target_ranks(self, batch: EvalBatch) -> Tensor:
+        """0-based rank of each target among all candidates: [B] int64."""
+        output, hidden = self.network.output, self.network.output_transform(self.network.encode_last(batch.inputs))
+        return ranking.linear_target_ranks(
+            hidden, output.weight, output.bias, batch.targets, batch.seen_rows, batch.seen_items
+        )
+
     def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
         for part in batch:
+            if self.observer is None:
+                self.ranks.update(self.target_ranks(part))
+                continue
             scores = self.candidate_scores(part, self.reused)
             ranks = ranking.target_ranks(scores, part.targets)
             self.ranks.update(ranks)
-            if self.observer is not None:
-                self.observer.update(part.users, ranks, scores, part.targets)
+            self.observer.update(part.users, ranks, scores, part.targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")

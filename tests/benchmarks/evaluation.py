@@ -17,16 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src import ranking
+from src.batch import EvalBatch
 from src.callbacks import FreedMemory
 from src.data import batching, bert4rec_data
-from src.models import functional, network
+from src.models import BERT4Rec, functional, network
 from tests.benchmarks import common
 from tests.benchmarks.training import build
 
 
-def _sorted_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    order = scores.argsort(dim=1, descending=True)
-    return (order == targets[:, None]).int().argmax(dim=1) + 1
+def _sorted_ranks(self: BERT4Rec, part: EvalBatch) -> Tensor:
+    order = self.candidate_scores(part, self.reused).argsort(dim=1, descending=True)
+    return (order == part.targets[:, None]).int().argmax(dim=1) + 1
+
+
+def _ranks_of_all_scores(self: BERT4Rec, part: EvalBatch) -> Tensor:
+    return ranking.target_ranks(self.candidate_scores(part, self.reused), part.targets)
 
 
 def _encode_everywhere(self: network.Network, inputs: Tensor) -> Tensor:
@@ -38,8 +43,14 @@ def _linear(self: functional.Reused, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 TRICKS: dict[str, Callable[[], list]] = {
-    "ranks by counting": lambda: [mock.patch.object(ranking, "target_ranks", _sorted_ranks)],
-    "scores in memory used again": lambda: [mock.patch.object(functional.Reused, "linear", _linear)],
+    "ranks by counting": lambda: [mock.patch.object(BERT4Rec, "target_ranks", _sorted_ranks)],
+    "counting while scores are in cache": lambda: [
+        mock.patch.object(BERT4Rec, "target_ranks", _ranks_of_all_scores),
+    ],
+    "that, nor scores in memory used again": lambda: [
+        mock.patch.object(BERT4Rec, "target_ranks", _ranks_of_all_scores),
+        mock.patch.object(functional.Reused, "linear", _linear),
+    ],
     "queries only where needed": lambda: [mock.patch.object(network.Network, "encode_last", _encode_everywhere)],
     "batches in parts": lambda: [
         mock.patch.object(bert4rec_data, "TOKENS_PER_PART", None),
