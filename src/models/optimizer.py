@@ -43,8 +43,8 @@ class RowwiseAdam(torch.optim.Adam):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         rows, values = gradient.indices()[0], gradient.values()  # [R], [R, D]
-        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
-        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)
         correction1 = 1 - beta1 ** state["step"]
