@@ -42,8 +42,8 @@ def of(device: "torch.device") -> int:
 def keep() -> None:
     """Have freed memory kept for the next step, of whatever size, where the C library is glibc.
 
-    By itself it gives blocks of some megabytes back as soon as they are free, and a step that asks for them again waits
-    until each of their pages is cleared: with 50,000 items for 10 of 60 ms. `give_back` works as before.
+    By itself it may give blocks of some megabytes back as soon as they are free, and a step that asks for them again
+    waits until each of their pages is cleared. `give_back` works as before.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
