@@ -89,10 +89,9 @@ def linear_target_ranks(
     """
     tokens = len(weight)
     is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
-    is_exact = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
-        "cpu"
-    )  # it has to count
-    if is_large and is_exact:
+    # bfloat16 counts to 256.
+    can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if is_large and can_count:
         guess = _true_scores(hidden, weight, bias, targets)
         counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
         if torch.isfinite(total):
