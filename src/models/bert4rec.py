@@ -239,12 +239,12 @@ class BERT4Rec(pl.LightningModule):
     def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
         for part in batch:
             if self.observer is None:
-                self.ranks.update(self.target_ranks(part))
-                continue
-            scores = self.candidate_scores(part, self.reused)
-            ranks = ranking.target_ranks(scores, part.targets)
+                ranks = self.target_ranks(part)
+            else:
+                scores = self.candidate_scores(part, self.reused)
+                ranks = ranking.target_ranks(scores, part.targets)
+                self.observer.update(part.users, ranks, scores, part.targets)
             self.ranks.update(ranks)
-            self.observer.update(part.users, ranks, scores, part.targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")

@@ -79,7 +79,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients in the forward pass: the loss is a scalar, so that they only have to be scaled later.
 
-    A block of rows takes each tile of the vocabulary twice. First come the exponentials of its logits, their sum and
+    A block of rows takes each tile of the vocabulary twice. First come the exponentials of its logits, their sum, and
     the sum of the output rows that they weight; with the sums of all tiles, the gradient of the tile's own rows.
     """
 
@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             tiles = [
                 (group, group.of(weight_factor), group.shaped(to, rows)) for group, to in zip(groups, held, strict=True)
             ]
-            total, weighted, shift = _exponentials(binary_hidden[start : start + rows], binary_bias, tiles)
+            total, weighted, shift = _powers_of_two(binary_hidden[start : start + rows], binary_bias, tiles)
             normalisers[start : start + rows] = total.log() + shift * LN_2
             scale = (total * count).reciprocal_()[:, None]  # [R, 1]
             torch.mul(weighted, scale, out=hidden_gradient[start : start + rows])
@@ -172,7 +172,7 @@ class _Tiles(NamedTuple):
         return memory[: self.tokens * rows].view(self.number, rows, self.width)
 
 
-def _exponentials(
+def _powers_of_two(
     h: Tensor, bias: Tensor | None, tiles: Sequence[tuple[_Tiles, Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """Fill the memory of all tiles with 2^(logits - shift).
@@ -181,13 +181,13 @@ def _exponentials(
     softmax usually subtracts, costs two passes over all of them. Otherwise all is done again with it.
 
     Args:
-        h: [R, D].
-        bias: [V] or None.
+        h: [R, D], over ln 2, so that the powers are the exponentials of the logits.
+        bias: [V] or None, over ln 2 too.
         tiles: some neighbours at a time, with their rows of the matrix [T, W, D] and memory [T, R, W].
 
     Returns:
-        Their sums [R] and the sums of the matrix's rows that they weight [R, D], both float32 at least, and the shift,
-        [R] or 0.
+        Their sums [R], the sums of the matrix's rows that they weight [R, D], both float32 at least, and the
+        shift, [R] or 0.
     """
 
     def logits(group: _Tiles, rows: Tensor, out: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Run:
         self.sequences, self.operations = 0, 0.0
 
     def sequences_per_second(self) -> float:
-        """Over the same batches in each turn, as many as an epoch has, or the first `STEPS`."""
+        """Over the same batches in each turn, as many as an epoch has, or the first `STEPS`, as often as it takes."""
         self.sequences, self.operations = 0, 0.0
         seconds = 0.0
         with without(self.trick):
