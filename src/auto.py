@@ -89,13 +89,13 @@ def training_operations(config: Config, tokens: int, items: int) -> float:
 def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:
     """Roughly what training holds in memory at once, in bytes, erring upwards.
 
-    Weights, gradients and Adam's two moments; and what backward needs of every token of a batch: about 20 vectors of
+    Weights, gradients and Adam's two moments; and what backward needs of every token of a batch: about 26 vectors of
     the model's width in each layer, and an attention weight for each other token and head, twice with its dropout.
     """
     width, layers, length = model.hidden_units, model.num_layers, model.max_len
     embeddings = (items + 2) * width * (1 if model.share_embeddings else 2) + length * width
     weights = embeddings + layers * 12 * width**2
-    activations = batch_size * length * layers * (20 * width + 2 * model.num_heads * length)
+    activations = batch_size * length * layers * (26 * width + 2 * model.num_heads * length)
     return 4 * (4 * weights + activations)
 
 

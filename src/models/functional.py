@@ -24,28 +24,13 @@ def dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, rate, training=True)
-    dropped: Tensor = _ByteDropout.apply(x, keep_bytes(rate))  # type: ignore[no-untyped-call]
-    return dropped
+    kept = keep_bytes(rate)
+    return x * _kept(x.shape, kept).to(x.dtype).mul_(256.0 / kept)
 
 
 def keep_bytes(rate: float) -> int:
     """How many of the 256 values of a byte keep an entry: at least one, so that something is left."""
     return max(1, 256 - round(256 * rate))
-
-
-class _ByteDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, kept_of_256: int) -> Tensor:
-        is_kept = _kept(x.shape, kept_of_256)
-        ctx.save_for_backward(is_kept)
-        ctx.scale = 256.0 / kept_of_256  # type: ignore[attr-defined]
-        return is_kept.to(x.dtype).mul_(x).mul_(ctx.scale)  # type: ignore[attr-defined]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (is_kept,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return is_kept.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None  # type: ignore[attr-defined]
 
 
 def _kept(shape: torch.Size, kept_of_256: int) -> Tensor:
