@@ -17,6 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
 TILES_PER_THREAD = 2
+# Their rows begin where a line of cache does: products of rows that do not take up to a tenth longer.
+CACHE_LINE = 64
 # Rows are taken so many at a time that their scores of all tokens, held between the two passes over the tiles, are at
 # most 64 MiB, but not fewer than so many: the whole output matrix is read for each block of rows.
 HELD_ENTRIES = 2**24
@@ -103,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
-        groups = _groups_of_tiles(tokens, TILE_ROW_BYTES // dtype.itemsize, torch.get_num_threads())
+        groups = _groups_of_tiles(tokens, dtype.itemsize, torch.get_num_threads())
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
         held = [hidden_factor.new_empty(most_rows * group.tokens) for group in groups]
         for start in range(0, count, most_rows):
@@ -212,17 +214,16 @@ def _powers_of_two(
     return *sums(shift), shift
 
 
-def _groups_of_tiles(tokens: int, most_width: int, threads: int) -> list[_Tiles]:
+def _groups_of_tiles(tokens: int, itemsize: int, threads: int) -> list[_Tiles]:
     """Cut the vocabulary into tiles, some for each thread at a time, and what is left over by itself.
 
     A batch of products is shared out whole product by whole product, so that a thread goes on with what it has in its
     own cache and seldom waits; a single product is cut up among the threads, and they wait for each other in each.
     """
-    width, together = min(tokens, most_width), TILES_PER_THREAD * threads
-    if threads > 1:
-        count = -(-tokens // most_width)
-        width = max(1, tokens // (-(-count // threads) * threads))  # as many tiles for each thread
-    count = tokens // width
+    count = -(-tokens // (TILE_ROW_BYTES // itemsize))
+    width = max(1, tokens // (-(-count // threads) * threads))  # as many tiles for each thread
+    width -= width % (CACHE_LINE // itemsize) if width > CACHE_LINE // itemsize else 0
+    count, together = tokens // width, TILES_PER_THREAD * threads
     groups = [_Tiles(start * width, width, start, min(together, count - start)) for start in range(0, count, together)]
     left = tokens - count * width
     return [*groups, _Tiles(count * width, left, count, 1)] if left else groups
