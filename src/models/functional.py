@@ -89,16 +89,14 @@ class _Apart(torch.autograd.Function):
         return dense.add_(rows)
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
-) -> Tensor:
+def attention(q: Tensor, key_value: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v in each head, with dropout on the softmax (paper equations 1 and 2).
 
     torch's own kernel does it, except on a CPU with dropout, where it is slow.
 
     Args:
         q: [B, M, D], the heads side by side.
-        k, v: [B, L, D].
+        key_value: [B, L, 2 D], so k and so v, one behind the other.
         is_visible: [B, 1, 1, L] bool, False at padding, or None if there is none.
         dropout_rate: 0 outside training.
 
@@ -106,72 +104,84 @@ def attention(
         [B, M, D].
     """
     if q.device.type != "cpu" or dropout_rate == 0.0:
-        width = q.shape[2] // num_heads
-        q, k, v = (x.view(*x.shape[:2], num_heads, width).transpose(1, 2) for x in (q, k, v))  # [B, H, ., d] each
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, dropout_p=dropout_rate)
+        # [B, H, ., d] each
+        queries, keys, values = (
+            x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *key_value.chunk(2, dim=2))
+        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=is_visible, dropout_p=dropout_rate)
         return mixed.transpose(1, 2).flatten(2)
     kept = keep_bytes(dropout_rate)
-    dropped: Tensor = _DropoutAttention.apply(q, k, v, num_heads, is_visible, kept)  # type: ignore[no-untyped-call]
+    dropped: Tensor = _DropoutAttention.apply(q, key_value, num_heads, is_visible, kept)  # type: ignore[no-untyped-call]
     return dropped
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """Attention some rows and one head at a time, so that what stands between its products stays in cache."""
+    """Attention some rows at a time, so that what stands between its products stays in cache.
+
+    In here the heads of a row are rows of their own, side by side in memory: B H rows in all.
+    """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
-        ctx: FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        num_heads: int,
-        is_visible: Tensor | None,
-        kept_of_256: int,
+        ctx: FunctionCtx, q: Tensor, key_value: Tensor, num_heads: int, is_visible: Tensor | None, kept_of_256: int
     ) -> Tensor:
-        scale = 256.0 / kept_of_256
-        hides = None if is_visible is None else torch.where(is_visible[:, 0], 0.0, -math.inf).to(q.dtype)  # [B, 1, L]
-        q = q / math.sqrt(q.shape[2] // num_heads)
+        q = _heads_apart(q, num_heads, 1.0 / math.sqrt(q.shape[2] // num_heads))  # [B H, M, d]
+        apart = key_value.view(*key_value.shape[:2], 2, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        k, v = apart.flatten(1, 2)  # [B H, L, d] each
+        hides = None
+        if is_visible is not None:
+            hides = torch.where(is_visible[:, 0], 0.0, -math.inf).to(q.dtype).repeat_interleave(num_heads, dim=0)
         mixed = torch.empty_like(q)
         softmaxes, kepts = [], []
-        for at in _pieces(q, k, num_heads):
-            scores = torch.bmm(q[at], k[at].transpose(1, 2))  # [rows, M, L]
+        for some in _pieces(q, k):
+            scores = torch.bmm(q[some], k[some].mT)  # [some, M, L]
             if hides is not None:
-                scores += hides[at[0]]
+                scores += hides[some]
             softmax = scores.softmax(dim=2)
             kept = _kept(softmax.shape, kept_of_256).to(softmax.dtype).mul_(softmax)
-            torch.mul(torch.bmm(kept, v[at]), scale, out=mixed[at])
+            torch.bmm(kept, v[some], out=mixed[some])
             softmaxes.append(softmax)
             kepts.append(kept)
         ctx.save_for_backward(q, k, v, mixed, *softmaxes, *kepts)
-        ctx.num_heads, ctx.scale = num_heads, scale  # type: ignore[attr-defined]
-        return mixed
+        ctx.num_heads, ctx.scale = num_heads, 256.0 / kept_of_256  # type: ignore[attr-defined]
+        return _heads_together(mixed, num_heads, ctx.scale)  # type: ignore[attr-defined]
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mixed, *pieces = ctx.saved_tensors  # type: ignore[attr-defined]
         num_heads: int = ctx.num_heads  # type: ignore[attr-defined]
+        gradient = _heads_apart(gradient, num_heads, ctx.scale)  # type: ignore[attr-defined]
         # Summed over the keys, softmax times its gradient is mixed times its own, which is far smaller.
-        sums = (gradient * mixed).unflatten(2, (num_heads, -1)).sum(dim=3)  # [B, M, H]
-        gradient = gradient * ctx.scale  # type: ignore[attr-defined]
-        q_gradient, k_gradient, v_gradient = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        sums = (gradient * mixed).sum(dim=2, keepdim=True)  # [B H, M, 1]
+        q_gradient, apart = torch.empty_like(q), k.new_empty(2, *k.shape)
+        k_gradient, v_gradient = apart
         half = len(pieces) // 2
-        for at, softmax, kept in zip(_pieces(q, k, num_heads), pieces[:half], pieces[half:], strict=True):
-            head = at[2].start * num_heads // q.shape[2]
-            v_gradient[at] = torch.bmm(kept.transpose(1, 2), gradient[at])
-            scores_gradient = torch.bmm(gradient[at], v[at].transpose(1, 2)).mul_(kept)  # [rows, M, L]
-            scores_gradient.addcmul_(softmax, sums[at[0], :, head, None], value=-1.0)
-            q_gradient[at] = torch.bmm(scores_gradient, k[at])
-            k_gradient[at] = torch.bmm(scores_gradient.transpose(1, 2), q[at])
-        return q_gradient.div_(math.sqrt(q.shape[2] // num_heads)), k_gradient, v_gradient, None, None, None
+        for some, softmax, kept in zip(_pieces(q, k), pieces[:half], pieces[half:], strict=True):
+            torch.bmm(kept.mT, gradient[some], out=v_gradient[some])
+            scores_gradient = torch.bmm(gradient[some], v[some].mT).mul_(kept)  # [some, M, L]
+            scores_gradient.addcmul_(softmax, sums[some], value=-1.0)
+            torch.bmm(scores_gradient, k[some], out=q_gradient[some])
+            torch.bmm(scores_gradient.mT, q[some], out=k_gradient[some])
+        together = apart.view(2, -1, num_heads, *k.shape[1:]).permute(1, 3, 0, 2, 4).flatten(2)  # [B, L, 2 D]
+        return _heads_together(q_gradient, num_heads, 1.0 / math.sqrt(q.shape[2])), together, None, None, None
 
 
-def _pieces(q: Tensor, k: Tensor, num_heads: int) -> list[tuple[slice, slice, slice]]:
-    """Where to cut q [B, M, D] and k [B, L, D]: some rows, all places, one head."""
-    rows, width = max(1, PAIRS_AT_A_TIME // (q.shape[1] * k.shape[1])), q.shape[2] // num_heads
-    return [
-        (slice(row, row + rows), slice(None), slice(head * width, (head + 1) * width))
-        for row in range(0, len(q), rows)
-        for head in range(num_heads)
-    ]
+def _heads_apart(x: Tensor, num_heads: int, factor: float) -> Tensor:
+    """`x` times a number: [B, M, D] -> [B H, M, d]."""
+    heads = x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
+    return torch.mul(heads, factor, out=x.new_empty(heads.shape)).flatten(0, 1)
+
+
+def _heads_together(x: Tensor, num_heads: int, factor: float) -> Tensor:
+    """`x` times a number: [B H, M, d] -> [B, M, D]."""
+    heads = x.view(-1, num_heads, *x.shape[1:]).transpose(1, 2)
+    return torch.mul(heads, factor, out=x.new_empty(heads.shape)).flatten(2)
+
+
+def _pieces(q: Tensor, k: Tensor) -> list[slice]:
+    """Where to cut the rows of q [B H, M, d] and k [B H, L, d]."""
+    rows = max(1, PAIRS_AT_A_TIME // (q.shape[1] * k.shape[1]))
+    return [slice(row, row + rows) for row in range(0, len(q), rows)]

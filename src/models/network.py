@@ -44,8 +44,8 @@ class Attention(nn.Module):
             is_visible: [B, 1, 1, L] bool, False at padding, or None if there is none.
         """
         q = self.query(queries)  # [B, M, D]
-        k, v = self.key_value(sequence).chunk(2, dim=-1)  # [B, L, D] each
-        return attention(q, k, v, self.num_heads, is_visible, self.dropout_rate if self.training else 0.0)
+        key_value = self.key_value(sequence)  # [B, L, 2 D]
+        return attention(q, key_value, self.num_heads, is_visible, self.dropout_rate if self.training else 0.0)
 
 
 class Block(nn.Module):

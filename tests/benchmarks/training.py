@@ -140,9 +140,9 @@ def _torch_dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
 
 
 def _torch_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
+    q: Tensor, key_value: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float
 ) -> Tensor:
-    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, *key_value.chunk(2, dim=2))]
     mixed = F.scaled_dot_product_attention(*heads, attn_mask=is_visible, dropout_p=dropout_rate)
     return mixed.transpose(1, 2).flatten(2)
 

@@ -88,7 +88,7 @@ def test_reused_memory_is_overwritten_by_the_next_product_in_inference_mode_alon
 
 
 @pytest.mark.parametrize("is_visible", [None, VISIBLE])
-@pytest.mark.parametrize(("dropout_rate", "rows_at_a_time"), [(0.0, 2), (0.35, 2), (0.35, 1)])
+@pytest.mark.parametrize(("dropout_rate", "rows_at_a_time"), [(0.0, 2), (0.35, 4), (0.35, 1)])
 def test_attention_is_the_plain_formula(
     is_visible: Tensor | None, dropout_rate: float, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,19 +96,15 @@ def test_attention_is_the_plain_formula(
     torch.manual_seed(5)
     q, k, v = states(5), states(7), states(7)
     torch.manual_seed(6)
-    got = attention(q, k, v, 3, is_visible, dropout_rate)
+    got = attention(q, torch.cat([k, v], dim=2), 3, is_visible, dropout_rate)
     heads = [x.view(2, -1, 3, 11) for x in (q, k, v)]
     scores = torch.einsum("bmhd,blhd->bhml", heads[0], heads[1]) / math.sqrt(11)
     if is_visible is not None:
         scores = scores.masked_fill(~is_visible, -math.inf)
     weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
     torch.manual_seed(6)  # the same draws, in the same order
-    weights = torch.cat(
-        [
-            torch.stack([dropout(head, dropout_rate, is_training=True) for head in rows.unbind(1)], dim=1)
-            for rows in weights.split(rows_at_a_time)
-        ]
-    )
+    pieces = weights.flatten(0, 1).split(rows_at_a_time)
+    weights = torch.cat([dropout(piece, dropout_rate, is_training=True) for piece in pieces]).view(2, 3, 5, 7)
     expected = torch.einsum("bhml,blhd->bmhd", weights, heads[2]).flatten(2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     direction = torch.randn_like(got)
@@ -118,6 +114,28 @@ def test_attention_is_the_plain_formula(
         strict=True,
     ):
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_backward_inside", [True, False])
+def test_attention_with_dropout_is_in_float32_under_autocast(is_backward_inside: bool) -> None:
+    torch.manual_seed(5)
+    q, key_value, direction = torch.randn(2, 5, 6), torch.randn(2, 7, 12), torch.randn(2, 5, 6)
+    gradients = []
+    for is_cast in (True, False):
+        leaves = [
+            x.bfloat16().to(torch.bfloat16 if is_cast else torch.float32).requires_grad_() for x in (q, key_value)
+        ]
+        torch.manual_seed(6)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):
+            got = attention(*leaves, 3, None, 0.35)
+            assert got.dtype == torch.float32
+            if is_backward_inside:
+                (got * direction).sum().backward()
+        if not is_backward_inside:
+            (got * direction).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for mine, plain in zip(*gradients, strict=True):
+        assert torch.equal(mine, plain.bfloat16())
 
 
 @pytest.mark.parametrize("uses", ["both", "lookup", "matrix"])
