@@ -4,14 +4,15 @@ Samplers plan whole batches; a plan follows from the seed, the epoch and the pro
 tensors with a handful of array operations.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
 from src.data import masking
@@ -23,6 +24,8 @@ BATCHES_IN_POOL = 32
 TOKENS_PER_PART = 4096
 # Scores of so many (user, item) pairs, 64 MiB, are in memory at a time: the whole item table is read for them.
 SCORES_PER_PART = 2**24
+# At most so many training batches are made in a row, and of so many tokens.
+BATCHES_AHEAD, TOKENS_AHEAD = 8, 2**17
 
 
 # Kinds of random draws, so that no two use the same stream.
@@ -86,6 +89,29 @@ class ShuffledBatches(Sampler[Plan]):
                 (self.seed, self.epoch, NEGATIVES, int(batch)),
                 len(share) > 0,
             )
+
+
+class AheadLoader(DataLoader[TrainStep]):
+    """Makes some batches in a row, in a third of the time that they take one by one between the steps of training.
+
+    A step leaves little of what the making of batches needs in the processor's caches.
+
+    Args:
+        ahead: how many.
+        options: of the `DataLoader`.
+    """
+
+    def __init__(self, *, ahead: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.ahead = ahead
+
+    def __iter__(self) -> Iterator[TrainStep]:  # type: ignore[override]
+        return _some_at_a_time(super().__iter__(), self.ahead)
+
+
+def _some_at_a_time(batches: Iterator[TrainStep], ahead: int) -> Iterator[TrainStep]:
+    while some := list(itertools.islice(batches, ahead)):
+        yield from some
 
 
 class OrderedBatches(Sampler[Indices]):
@@ -171,11 +197,11 @@ class TrainingSet(Dataset[TrainStep]):
     shares: int = 1
 
     def __getitem__(self, plan: Plan) -> TrainStep:
-        generator, shared = np.random.default_rng(plan.entropy), np.random.default_rng(plan.shared_entropy)
+        generator = np.random.default_rng(plan.entropy)
         shares = [plan.rows[share :: self.shares] for share in range(min(self.shares, len(plan.rows)))]
         return TrainStep(
             [[self._part(rows, generator) for rows in self._parts(share)] for share in shares],
-            self.negative_sampler.draw(shared) if self.negative_sampler else None,
+            self.negative_sampler.draw(np.random.default_rng(plan.shared_entropy)) if self.negative_sampler else None,
             plan.counts,
         )
 

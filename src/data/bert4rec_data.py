@@ -13,7 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.batch import EvalBatch, TrainStep
 from src.data import download, sample
 from src.data.batching import (
+    BATCHES_AHEAD,
+    TOKENS_AHEAD,
     TOKENS_PER_PART,
+    AheadLoader,
     EvaluationSet,
     NegativeSampler,
     OrderedBatches,
@@ -180,7 +183,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)
-        return self._loader(training_set, sampler)
+        # A GPU is busy with a step while the next batch is made, and would wait for several.
+        ahead = min(BATCHES_AHEAD, TOKENS_AHEAD // (self.batch_size * self.max_len)) if self._on_cpu() else 1
+        return AheadLoader(ahead=max(1, ahead), **self._options(training_set, sampler))
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | Sequence[Any]:
         return self._evaluation_loader(from_end=self.holdout) if self.holdout else []
@@ -254,7 +259,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
         evaluation_set = self.evaluation_set(from_end)
         lengths = evaluation_set.histories.last(self.max_len - 1).lengths
         by_length = np.argsort(lengths, kind="stable")  # little padding; the order does not matter to the ranks
-        return self._loader(evaluation_set, OrderedBatches(by_length, self.eval_batch_size, *self._process()))
+        sampler = OrderedBatches(by_length, self.eval_batch_size, *self._process())
+        return DataLoader(**self._options(evaluation_set, sampler))
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -262,15 +268,15 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def _on_cpu(self) -> bool:
         return self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
 
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> DataLoader[Any]:
-        """The sampler plans whole batches and the data set makes them, so the loader does no batching of its own."""
+    def _options(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> dict[str, Any]:
+        """Of a loader that does no batching of its own: the sampler plans whole batches and the data set makes them."""
         on_cpu = self._on_cpu()
         workers = 0 if on_cpu else self.num_workers
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=not on_cpu,
-        )
+        return {
+            "dataset": dataset,
+            "sampler": sampler,
+            "batch_size": None,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": not on_cpu,
+        }

@@ -314,6 +314,13 @@ def test_workers_and_pinned_memory_are_for_accelerators(tmp_path: Path) -> None:
     assert loader.pin_memory
 
 
+def test_small_batches_are_made_some_in_a_row_on_a_cpu_alone(tmp_path: Path) -> None:
+    small, large = (data_module(tmp_path, batch_size=size, max_len=50, num_workers=1) for size in (128, 2000))
+    assert small.train_dataloader().ahead == 8
+    assert large.train_dataloader().ahead == 1  # 100,000 tokens each, of 131,072 at a time
+    assert process(small, 0, 1, "cuda").train_dataloader().ahead == 1
+
+
 def test_no_negatives_by_default(tmp_path: Path) -> None:
     assert {step.negatives for step in data_module(tmp_path).train_dataloader()} == {None}
 
