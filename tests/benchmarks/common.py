@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the scripts do
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the scripts do
 
 import torch
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the scripts do
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the scripts do
 
 import numpy as np
 import pyarrow as pa
