@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from src.batch import EvalBatch, PredictBatch
 from src.data import batching
 from src.data.batching import (
+    AheadLoader,
     EvaluationSet,
     HistorySet,
     NegativeSampler,
@@ -104,6 +105,25 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
     assert rows_of(ShuffledBatches(lengths, 8, seed=5), epoch=4) != first
     # Not only the batches are in another order, their rows are others.
     assert {frozenset(batch) for batch in rows_of(sampler, epoch=5)} != {frozenset(batch) for batch in first}
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 9])
+def test_batches_made_in_a_row_are_those_made_one_by_one(ahead: int) -> None:
+    made: list[int] = []
+
+    class Numbers:
+        def __getitem__(self, number: int) -> int:
+            made.append(number)
+            return number * number
+
+    loader = AheadLoader(ahead=ahead, dataset=Numbers(), sampler=range(7), batch_size=None)
+    assert len(loader) == 7
+    for _ in range(2):
+        made.clear()
+        for place, batch in enumerate(loader):
+            assert batch == place**2
+            assert len(made) == min(7, (place // ahead + 1) * ahead)
+        assert made == list(range(7))
 
 
 def test_each_batch_has_random_draws_of_its_own() -> None:
