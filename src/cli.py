@@ -39,7 +39,7 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
         return
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is there: its threads spin for so long when they wait. With the default, two runs that share a
-        # processor slow each other down tenfold and more; with this, each takes its half, and a run alone loses little.
+        # processor slow each other down tenfold and more; with this, to a third, and a run alone loses little.
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on instead of printing them itself
