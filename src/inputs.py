@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from src.config import Config
 from src.data import download

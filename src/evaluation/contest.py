@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from src import ranking
 from src.baselines import LastItemSuccessors, Popularity

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
-from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from src import checkpoint, cli, report
