@@ -92,7 +92,7 @@ class ShuffledBatches(Sampler[Plan]):
 
 
 class AheadLoader(DataLoader[TrainStep]):
-    """Makes some batches in a row, in a third of the time that they take one by one between the steps of training.
+    """Makes some batches in a row, in half of the time that they take one by one between the steps of training.
 
     A step leaves little of what the making of batches needs in the processor's caches.
 
