@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.batch import PAD
 from src.models import losses
-from src.models.functional import Reused, attention, dropout
+from src.models.functional import Pending, Reused, attention, dropout
 
 INIT_STD = 0.02
 # Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
@@ -209,14 +209,16 @@ class Network(nn.Module):
         linear = F.linear if reused is None else reused.linear
         return linear(hidden, self.output.weight, self.output.bias)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, table: Tensor | None = None, pending: Pending | None = None
+    ) -> Tensor:
         """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.
 
-        A `table` [V, D] is read in place of the output matrix.
+        A `table` [V, D] is read in place of the output matrix; `pending` as in `losses.linear_cross_entropy`.
         """
         hidden = self.output_transform(hidden)
         table = self.output.weight if table is None else table
-        return losses.linear_cross_entropy(hidden, table, self.output.bias, targets)
+        return losses.linear_cross_entropy(hidden, table, self.output.bias, targets, pending)
 
     def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].

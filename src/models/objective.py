@@ -29,13 +29,13 @@ class Objective:
 
         Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss.
         """
-        lookup = matrix = None
+        lookup = matrix = pending = None
         if negatives is None and network.shares_embeddings:
-            lookup, matrix = apart(network.item_embedding.weight)  # [V, D] each
+            lookup, matrix, pending = apart(network.item_embedding.weight)  # [V, D] each
         hidden = torch.cat([network.encode(*part[:3], lookup) for part in parts])  # [N, D]
         targets = torch.cat([part.targets for part in parts])  # [N]
         if negatives is None:
-            return network.cross_entropy(hidden, targets, matrix)
+            return network.cross_entropy(hidden, targets, matrix, pending)
         items, log_counts = negatives
         true_scores, negative_scores = network.sampled_scores(hidden, targets, items)  # [N], [N, K]
         if self.loss == "gbce":

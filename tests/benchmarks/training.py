@@ -5,6 +5,7 @@ python -m tests.benchmarks.training --data FOLDER/ml-1m.csv --max-len 200 --mask
 
 import argparse
 import contextlib
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -147,7 +148,9 @@ def _torch_attention(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def _plain_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, pending: functional.Pending | None
+) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight, bias), targets)
 
 
@@ -172,14 +175,18 @@ TRICKS: dict[str, Callable[[], list]] = {
     ],
     "attention written out": lambda: [mock.patch.object(network, "attention", _torch_attention)],
     "tiled cross entropy": lambda: [mock.patch.object(losses, "linear_cross_entropy", _plain_cross_entropy)],
+    "a second thread": lambda: [mock.patch.object(losses, "LEAST_TILES_TO_SHARE", math.inf)],
     "sparse embedding gradient": lambda: [mock.patch.object(F, "embedding", _dense_embedding)],
-    "the table's two gradients in one": lambda: [mock.patch.object(objective, "apart", lambda table: (table, table))],
+    "the table's two gradients in one": lambda: [
+        mock.patch.object(objective, "apart", lambda table: (table, table, None))
+    ],
     "fused optimiser": lambda: [],
 }
 
 # Those that the sampled losses do not have.
 SOFTMAX_TRICKS = (
     "tiled cross entropy",
+    "a second thread",
     "sparse embedding gradient",
     "the table's two gradients in one",
     "fused optimiser",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.batch import Negatives, TrainBatch
 from src.models import BERT4Rec, losses
+from src.models.functional import Pending, apart
 from src.models.optimizer import RowwiseAdam
 
 
@@ -51,6 +52,58 @@ def test_linear_cross_entropy_whatever_the_blocks(
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for one, other in zip(mine, torch.autograd.grad(factor * expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 23),
+    tokens=st.integers(1, 37),
+    block=st.integers(1, 200),
+    tile=st.integers(1, 40),
+    threads=st.integers(1, 3),
+    has_bias=st.booleans(),
+    is_cast=st.booleans(),
+    factor=st.sampled_from([1.0, -2.5]),
+)
+def test_linear_cross_entropy_finished_beside_the_rest_of_backward(
+    count: int, tokens: int, block: int, tile: int, threads: int, has_bias: bool, is_cast: bool, factor: float
+) -> None:
+    """The hidden states come from rows of the same table, whose gradient is thus added to the one that is pending."""
+    _, table, bias, targets = tensors(1, 5, tokens, seed=count * 100 + tokens)
+    targets = targets.repeat(count)
+    ids = torch.arange(count) % tokens
+    inputs = [table, bias] if has_bias else [table]
+
+    def loss(lookup: Tensor, matrix: Tensor, pending: Pending | None = None) -> Tensor:
+        hidden = F.embedding(ids, lookup, sparse=pending is not None).tanh()
+        if pending is None:
+            return factor * F.cross_entropy(F.linear(hidden, matrix, bias if has_bias else None), targets)
+        return factor * losses.linear_cross_entropy(hidden, matrix, bias if has_bias else None, targets, pending)
+
+    expected = loss(table, table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "HELD_ENTRIES", block)
+        patch.setattr(losses, "LEAST_ROWS", 1)
+        patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
+        patch.setattr(losses, "LEAST_TILES_TO_SHARE", 2)
+        torch.set_num_threads(threads)
+        got = loss(*apart(table))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):  # of no concern to what is left to do
+            mine = torch.autograd.grad(got, inputs)
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    for one, other in zip(mine, torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_linear_cross_entropy_leaves_nothing_pending_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "LEAST_TILES_TO_SHARE", 0)
+    hidden, table, _, targets = tensors(3, 5, 7, seed=0)
+    for is_trained in (True, False):
+        _, matrix, pending = apart(table.detach().requires_grad_(is_trained))
+        losses.linear_cross_entropy(hidden, matrix, None, targets, pending)
+        assert (pending.work is not None) == is_trained
 
 
 @settings(max_examples=20, deadline=None)
