@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from src.models.functional import Pending
-from src.models.shared_work import SharedWork
+from src.models.shared_work import SharedWork, can_be_shared
 
 # Scores are made in tiles of at most so many rows and bytes of a row, 2 MB each, some for each thread at a time. Round
 # numbers rather than powers of two, since rows that lie a power of two apart compete for the same cache lines.
@@ -117,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
-        is_shared = tokens * dtype.itemsize >= LEAST_TILES_TO_SHARE * TILE_ROW_BYTES
+        is_shared = tokens * dtype.itemsize >= LEAST_TILES_TO_SHARE * TILE_ROW_BYTES and can_be_shared()
         can_wait = pending is not None and bias is None and ctx.needs_input_grad[1]  # type: ignore[attr-defined]
         threads = torch.get_num_threads()
         groups = _groups_of_tiles(tokens, dtype.itemsize, -(-threads // 2) if is_shared else threads)

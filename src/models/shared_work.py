@@ -7,11 +7,24 @@ goes on while the first has something to do that cannot well be cut up.
 
 import functools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+
+MOST_SPINS = 20_000
+
+
+def can_be_shared() -> bool:
+    """Whether there is a core for a second thread: torch has more than one, and its threads do not spin for long.
+
+    GNU OpenMP has them spin for a millisecond and more after each operation, on the core that the second thread would
+    have, unless the environment said otherwise when torch was imported, as `src.cli` sees to.
+    """
+    spins = os.environ.get("GOMP_SPINCOUNT", "")
+    return torch.get_num_threads() > 1 and sys.platform == "linux" and spins.isdecimal() and int(spins) <= MOST_SPINS
 
 
 class SharedWork:
@@ -21,7 +34,7 @@ class SharedWork:
 
     Args:
         pieces: called without gradients and without autocast.
-        is_shared: False leaves all of them to this thread, as a single one of torch's threads does.
+        is_shared: False leaves all of them to this thread; so does a torch that has only one.
         afterwards: called by this thread when all of them are done.
     """
 

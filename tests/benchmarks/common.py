@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the scripts do
-
 import torch
 
 PEERS = ("rectools", "replay", "recbole")

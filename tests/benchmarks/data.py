@@ -10,7 +10,6 @@ popularity of items is Zipf's, the activity of users log-normal, and rows stand 
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -19,8 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the scripts do
 
 import numpy as np
 import pyarrow as pa

@@ -86,6 +86,7 @@ def test_linear_cross_entropy_finished_beside_the_rest_of_backward(
         patch.setattr(losses, "LEAST_ROWS", 1)
         patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
         patch.setattr(losses, "LEAST_TILES_TO_SHARE", 2)
+        patch.setenv("GOMP_SPINCOUNT", "5000")
         torch.set_num_threads(threads)
         got = loss(*apart(table))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):  # of no concern to what is left to do

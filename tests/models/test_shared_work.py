@@ -3,13 +3,14 @@
 import functools
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from src.models.shared_work import SharedWork
+from src.models.shared_work import SharedWork, can_be_shared
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,28 @@ def test_what_is_not_to_be_shared_is_left_to_this_thread(threads: int, is_shared
     assert seen == []
     work.finish()
     assert seen == [(threading.get_ident(), threads)] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how long threads spin is known of GNU OpenMP alone")
+@pytest.mark.parametrize(
+    ("spins", "threads", "expected"),
+    [
+        ("5000", 2, True),
+        ("0", 4, True),
+        ("5000", 1, False),
+        ("300000", 2, False),
+        ("infinite", 2, False),
+        (None, 2, False),
+    ],
+)
+def test_there_is_a_core_to_share_with_unless_threads_spin_on_it(
+    spins: str | None, threads: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if spins is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", spins)
+    torch.set_num_threads(threads)
+    assert can_be_shared() == expected
 
 
 def test_neither_thread_records_gradients_or_casts() -> None:
