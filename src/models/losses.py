@@ -134,8 +134,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if bias_gradient is not None:
                 group.of(bias_gradient[:, None]).add_(transposed @ scale.to(dtype))
 
+        no_graph = hidden.detach()  # which leads to what waits for `add_targets`, and would never be freed
+
         def add_targets() -> None:
-            weight_gradient.index_add_(0, targets, hidden, alpha=-1.0 / count)
+            weight_gradient.index_add_(0, targets, no_graph, alpha=-1.0 / count)
 
         for start in range(0, count, most_rows):
             h = hidden_factor[start : start + most_rows]  # [R, D]

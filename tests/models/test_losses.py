@@ -1,6 +1,8 @@
 """The losses and the optimiser of sparse gradients against plain formulas, gradients included."""
 
+import gc
 import math
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -105,6 +107,18 @@ def test_linear_cross_entropy_leaves_nothing_pending_that_nobody_waits_for(monke
         _, matrix, pending = apart(table.detach().requires_grad_(is_trained))
         losses.linear_cross_entropy(hidden, matrix, None, targets, pending)
         assert (pending.work is not None) == is_trained
+
+
+def test_a_loss_without_a_backward_pass_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "LEAST_TILES_TO_SHARE", 0)
+    _, table, _, targets = tensors(3, 5, 7, seed=0)
+    lookup, matrix, pending = apart(table)
+    loss = losses.linear_cross_entropy(F.embedding(targets, lookup).tanh(), matrix, None, targets, pending)
+    assert pending.work is not None
+    work = weakref.ref(pending.work)
+    del lookup, matrix, pending, loss
+    gc.collect()
+    assert work() is None
 
 
 @settings(max_examples=20, deadline=None)
