@@ -28,6 +28,13 @@ def tensors(count: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Ten
     return hidden, weight, bias, torch.randint(0, tokens, (count,), generator=generator)
 
 
+def cut_up(patch: pytest.MonkeyPatch, held_entries: int, tile_row_bytes: int) -> None:
+    """Have little data computed in as many blocks and tiles as much data is."""
+    patch.setattr(losses, "HELD_ENTRIES", held_entries)
+    patch.setattr(losses, "LEAST_ROWS", 1)
+    patch.setattr(losses, "TILE_ROW_BYTES", tile_row_bytes)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 23),
@@ -44,9 +51,7 @@ def test_linear_cross_entropy_whatever_the_blocks(
     hidden, weight, bias, targets = tensors(count, 5, tokens, seed=count * 100 + tokens)
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "HELD_ENTRIES", block)
-        patch.setattr(losses, "LEAST_ROWS", 1)
-        patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
+        cut_up(patch, block, 8 * tile)
         patch.setattr(torch, "get_num_threads", lambda: threads)  # more tiles of a width at a time
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
         mine = torch.autograd.grad(factor * got, inputs)
@@ -84,9 +89,7 @@ def test_linear_cross_entropy_finished_beside_the_rest_of_backward(
 
     expected = loss(table, table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "HELD_ENTRIES", block)
-        patch.setattr(losses, "LEAST_ROWS", 1)
-        patch.setattr(losses, "TILE_ROW_BYTES", 8 * tile)
+        cut_up(patch, block, 8 * tile)
         patch.setattr(losses, "LEAST_TILES_TO_SHARE", 2)
         patch.setenv("GOMP_SPINCOUNT", "5000")
         torch.set_num_threads(threads)
@@ -137,9 +140,7 @@ def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
     hidden, weight, bias = (tensor.detach().float().requires_grad_() for tensor in exact[:3])
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
-        patch.setattr(losses, "HELD_ENTRIES", block)
-        patch.setattr(losses, "LEAST_ROWS", 1)
-        patch.setattr(losses, "TILE_ROW_BYTES", 2 * tile)
+        cut_up(patch, block, 2 * tile)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, exact[3])
     mine = torch.autograd.grad(got, inputs)
     expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), exact[3])
