@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parents[2]
 PEERS = ("rectools", "replay", "recbole")
 SIZES = ("max_len", "mask", "width", "layers", "heads", "dropout", "batch_size", "threads")
 
@@ -33,6 +34,36 @@ def parser(description: str) -> argparse.ArgumentParser:
         options.add_argument(f"--{peer}", metavar="PYTHON", help=f"an interpreter that has {peer}")
     options.add_argument("--peer-seconds", type=float, default=30.0, help="how long a peer trains each time")
     return options
+
+
+def data_overrides(options: argparse.Namespace, output_dir: Path) -> list[str]:
+    """Arguments of the scripts for this table, and all else by default."""
+    return [
+        f"data.data_dir={options.data.resolve().parent}",
+        f"data.data_file={options.data.name}",
+        f"output_dir={output_dir}",
+    ]
+
+
+def overrides(options: argparse.Namespace, output_dir: Path) -> list[str]:
+    """Arguments of the scripts for this table and these sizes of the model."""
+    return [
+        *data_overrides(options, output_dir),
+        f"model.max_len={options.max_len}",
+        f"model.hidden_units={options.width}",
+        f"model.num_layers={options.layers}",
+        f"model.num_heads={options.heads}",
+    ]
+
+
+def run_python(arguments: Sequence[str], threads: int) -> str:
+    """What this interpreter prints, given these arguments, a script of the package among them."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    del environment["GOMP_SPINCOUNT"]  # the scripts set it themselves
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arguments[0]} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return done.stdout
 
 
 def median_of_turns(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -6,10 +6,6 @@ Timed is what lies between a model in memory beside encoded histories, and the f
 command, from the start of Python on, stands beside it.
 """
 
-import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,30 +20,11 @@ from src.config import CONFIGS, parse
 from src.run_folder import RunFolder
 from tests.benchmarks import common
 
-ROOT = Path(__file__).parent.parent.parent
 
-
-def overrides(options: argparse.Namespace, folder: str) -> list[str]:
-    return [
-        f"data.data_dir={options.data.resolve().parent}",
-        f"data.data_file={options.data.name}",
-        f"output_dir={folder}",
-        f"model.max_len={options.max_len}",
-        f"model.hidden_units={options.width}",
-        f"model.num_layers={options.layers}",
-        f"model.num_heads={options.heads}",
-    ]
-
-
-def run(script: str, arguments: list[str], threads: int) -> float:
-    """Seconds of one whole command."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+def seconds_of(script: str, arguments: list[str], threads: int) -> float:
+    """Of one whole command."""
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{script} failed: {done.stderr.strip().splitlines()[-1]}")
+    common.run_python([script, *arguments], threads)
     return time.perf_counter() - started
 
 
@@ -72,11 +49,11 @@ def main() -> None:
     options = common.parser(__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = overrides(options, folder)
-        run("train_bert4rec.py", [*arguments, "training.max_steps=1", "data.holdout=0"], options.threads)
+        arguments = common.overrides(options, Path(folder))
+        common.run_python(["train_bert4rec.py", *arguments, "training.max_steps=1", "data.holdout=0"], options.threads)
         variants: dict[str, Callable[[], float]] = {
             "this package": in_process(arguments),
-            "this package, the whole command": lambda: run("predict_bert4rec.py", arguments, options.threads),
+            "this package, the whole command": lambda: seconds_of("predict_bert4rec.py", arguments, options.threads),
         }
         if options.rectools:
             variants["rectools"] = lambda: common.peer_seconds("rectools", "recommend", options)
