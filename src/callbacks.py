@@ -1,5 +1,6 @@
 """What goes on beside the steps of training: checkpoints, orders to stop, and processes that help."""
 
+import math
 import signal
 import threading
 import time
@@ -105,7 +106,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, DROPOUT, batch_idx, trainer.global_rank))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        seed(int(entropy.generate_state(1, np.uint64)[0]), pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,7 +115,7 @@ class LastCheckpoint(Checkpoint):
         # On a GPU a look at the loss, or at what other processes were told, waits for the device: not in each step.
         looks = pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0
         if looks:
-            self._require_finite(trainer, torch.isfinite(outputs["loss"]))
+            self._require_finite(trainer, math.isfinite(outputs["loss"].item()))
         self._is_due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         is_last = trainer.is_last_batch
         must_stop = (looks or trainer.world_size == 1) and self._must_stop(trainer)
@@ -148,15 +149,15 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint, after everything that belongs to the time before it."""
         weights = [parameter for parameter in trainer.lightning_module.parameters() if parameter.is_floating_point()]
-        self._require_finite(trainer, torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
+        self._require_finite(trainer, bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all()))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
         trainer.save_checkpoint(self.path)
 
-    def _require_finite(self, trainer: pl.Trainer, is_finite: torch.Tensor) -> None:
+    def _require_finite(self, trainer: pl.Trainer, is_finite: bool) -> None:
         """End the run unless that is so in every process."""
-        if not trainer.strategy.reduce_boolean_decision(bool(is_finite), all=True):
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             kept = f"{self.path} is the last good checkpoint" if self.path.exists() else "there is no checkpoint yet"
             _end(
                 trainer,
@@ -239,6 +240,18 @@ class FreedMemory(pl.Callback):
     def _after_scoring(self, module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any) -> None:
         if batch_idx % memory.BATCHES_BETWEEN == memory.BATCHES_BETWEEN - 1:
             memory.give_back()
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Seed torch's generators of the processor and of this device.
+
+    `torch.manual_seed` notes the whole stack for each kind of device that is not there, which takes it up to 1 ms.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type != "cpu":
+        torch.manual_seed(number)
 
 
 def _require_fitting_state(trainer: pl.Trainer) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.batch import EvalBatch, TrainStep
@@ -210,6 +211,10 @@ class BERT4RecDataModule(pl.LightningDataModule):
         """Ids of the users of an evaluation set, in its order."""
         users, _, _ = evaluation_spans(self.sequences, self.holdout, from_end=1)
         return self.user_ids.take(pa.array(users))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave it where it is on a CPU: Lightning would go through every tensor of every part."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, and by what the table is known again; plain containers, as in every checkpoint."""

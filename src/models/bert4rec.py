@@ -290,8 +290,10 @@ class BERT4Rec(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """By the norm of all gradients together; torch's own clipping takes no sparse ones."""
+        if gradient_clip_val is None:
+            return
         parameters = [p for p in self.parameters() if p.grad is not None]
-        if gradient_clip_val is None or not any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         values = []

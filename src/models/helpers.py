@@ -202,7 +202,7 @@ def _answer(
     arrays, sampled, targets, seed, cast = message
     parts = [TrainBatch(*(torch.from_numpy(array) for array in part)) for part in arrays]
     negatives = None if sampled is None else Negatives(*(torch.from_numpy(array) for array in sampled))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` first looks for devices that are not there
     network.zero_grad()
     with torch.autocast("cpu", dtype=cast, enabled=cast is not None):
         loss = objective(network, parts, negatives) * (sum(len(part.targets) for part in parts) / targets)

@@ -472,3 +472,12 @@ def test_the_state_of_other_interactions_with_the_same_items_is_refused(tmp_path
     data_module(tmp_path, histories | {"w": "b"}).load_state_dict(state)  # too short to count before and after
     del state["table"]
     data_module(tmp_path, histories | {"v": "b c d e a"}).load_state_dict(state)  # the first format did not know
+
+
+def test_batches_go_to_another_device_whole_and_stay_where_they_are_on_a_cpu(tmp_path: Path) -> None:
+    data = data_module(tmp_path, num_negatives=2)
+    step = next(iter(data.train_dataloader()))
+    assert data.transfer_batch_to_device(step, torch.device("cpu"), 0) is step
+    moved = data.transfer_batch_to_device(step, torch.device("meta"), 0)
+    assert [tensor.device.type for part in moved.parts for tensor in part] == ["meta"] * 4 * len(step.parts)
+    assert [tensor.device.type for tensor in moved.negatives] == ["meta"] * 2
