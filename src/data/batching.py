@@ -24,6 +24,8 @@ BATCHES_IN_POOL = 32
 TOKENS_PER_PART = 4096
 # Scores of so many (user, item) pairs, 64 MiB, are in memory at a time: the whole item table is read for them.
 SCORES_PER_PART = 2**24
+# Predictions on a CPU keep the users' order, but so many batches of them are cut by length together: less is padded.
+BATCHES_TOGETHER = 4
 # At most so many training batches are made in a row, and of so many tokens.
 BATCHES_AHEAD, TOKENS_AHEAD = 8, 2**17
 
