@@ -245,7 +245,7 @@ class FreedMemory(pl.Callback):
 def seed(number: int, device: torch.device) -> None:
     """Seed torch's generators of the processor and of this device.
 
-    `torch.manual_seed` notes the whole stack for each kind of device that is not there, which takes it up to 1 ms.
+    `torch.manual_seed` notes the whole stack for each kind of device that is not there, which takes it 0.3 ms and more.
     """
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":

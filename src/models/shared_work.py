@@ -14,9 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-MOST_SPINS = (
-    20_000  # up to here a second thread pays, measured with 1,000 to 20,000; with the default of 300,000 it does not
-)
+# Up to here a second thread pays, measured with 1,000 to 20,000; with the default of 300,000 it does not.
+MOST_SPINS = 20_000
 
 
 def can_be_shared() -> bool:
