@@ -25,8 +25,10 @@ def predict(config: Config) -> None:
     from pathlib import Path
 
     from src import checkpoint, report
+    from src.native import compiler
     from src.run_folder import RunFolder
 
+    compiler.switch(config.native)
     if config.inference.evaluate:
         from src.evaluation.run import evaluate
 

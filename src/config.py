@@ -416,6 +416,7 @@ class InferenceConfig:
 class Config:
     seed: int
     auto: bool
+    native: Any
     output_dir: str
     data: DataConfig
     model: ModelConfig
@@ -425,6 +426,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number from 0 to 4294967295")
+        _require(
+            self.native == "auto" or isinstance(self.native, bool), "native", self.native, "give auto, true or false"
+        )
         metrics = validation_metrics(self.evaluation.topk)
         _require(
             self.training.monitor_metric in metrics,

@@ -124,8 +124,11 @@ def test_a_sampled_loss_is_less_work() -> None:
     assert sampled < full / 5
 
 
-@pytest.mark.parametrize(("has_memory", "shares"), [(True, 2), (False, 1)])
-def test_too_little_shared_memory_leaves_the_choice_at_threads(
+@pytest.mark.parametrize(
+    ("native", "has_memory", "shares"), [("false", True, 2), ("false", False, 1), ("auto", True, 1)]
+)
+def test_too_little_shared_memory__or_compiled_code_leaves_the_choice_at_threads(
+    native: str,
     has_memory: bool,
     shares: int,
     table: Table,  # noqa: F811
@@ -137,5 +140,5 @@ def test_too_little_shared_memory_leaves_the_choice_at_threads(
     monkeypatch.setattr(helpers, "has_shared_memory", lambda *arguments: has_memory)
     monkeypatch.setattr(train_bert4rec, "fit", lambda trainer, model, data, path: found.append(data.shares))
     monkeypatch.setattr(train_bert4rec, "finish", lambda *arguments: None)
-    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", "training.accelerator=cpu")
+    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", "training.accelerator=cpu", f"native={native}")
     assert (outcome.code, found) == (0, [shares]), outcome.err

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from src.models.shared_work import SharedWork
-
 # Attention on a CPU takes so many (query, key) pairs at a time: 1 MiB, which stays in the cores' own caches.
 PAIRS_AT_A_TIME = 2**18
 
@@ -45,22 +43,13 @@ def _kept(shape: torch.Size, kept_of_256: int) -> Tensor:
     return words.view(torch.uint8)[:count].view(shape).lt_(kept_of_256)  # in place
 
 
-class Pending:
-    """What is still to be done for a dense gradient of a table when it is handed on: nothing, unless `work` is set."""
-
-    def __init__(self) -> None:
-        self.work: SharedWork | None = None
-
-
-def apart(table: Tensor) -> tuple[Tensor, Tensor, Pending]:
+def apart(table: Tensor) -> tuple[Tensor, Tensor]:
     """A table [V, D] twice, for looking rows up, with a sparse gradient, and for products with all of it.
 
-    The gradient of the few rows is added to the dense one in place, once that is finished as the third value says;
-    autograd would copy the dense one for it.
+    The gradient of the few rows is added to the dense one in place; autograd would copy the dense one for it.
     """
-    pending = Pending()
-    lookup, matrix = _Apart.apply(table, pending)  # type: ignore[no-untyped-call]
-    return lookup, matrix, pending
+    lookup, matrix = _Apart.apply(table)  # type: ignore[no-untyped-call]
+    return lookup, matrix
 
 
 class Reused:
@@ -88,20 +77,16 @@ class Reused:
 
 class _Apart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, pending: Pending) -> tuple[Tensor, Tensor]:
-        ctx.pending = pending  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, table: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         return table.view_as(table), table.view_as(table)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, rows: Tensor | None, dense: Tensor | None) -> tuple[Tensor | None, None]:
-        pending: Pending = ctx.pending  # type: ignore[attr-defined]
-        if pending.work is not None:
-            pending.work.finish()
+    def backward(ctx: FunctionCtx, rows: Tensor | None, dense: Tensor | None) -> Tensor | None:
         if rows is None or dense is None:
-            return rows if dense is None else dense, None
-        return dense.add_(rows), None
+            return rows if dense is None else dense
+        return dense.add_(rows)
 
 
 def attention(q: Tensor, key_value: Tensor, num_heads: int, is_visible: Tensor | None, dropout_rate: float) -> Tensor:

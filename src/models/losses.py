@@ -3,7 +3,6 @@
 N targets, D hidden_units, V tokens, K negatives.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,16 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from src.models.functional import Pending
-from src.models.shared_work import SharedWork, can_be_shared
+from src.native import compiler, cross_entropy
 
 # Scores are made in tiles of at most so many rows and bytes of a row, 2 MB each, some for each thread at a time. Round
 # numbers rather than powers of two, since rows that lie a power of two apart compete for the same cache lines.
 TILE_ROWS = 256
 TILE_ROW_BYTES = 8000
 TILES_PER_THREAD = 2
-# So many tiles, of some 20,000 tokens, are worth sharing with a second thread.
-LEAST_TILES_TO_SHARE = 10
 # Their rows begin where a line of cache does: products of rows that do not take up to a tenth longer.
 CACHE_LINE = 64
 # Rows are taken so many at a time that their scores of all tokens, held between the two passes over the tiles, are at
@@ -63,28 +59,28 @@ def gbce(true_scores: Tensor, negative_scores: Tensor, sampling_rate: float, cal
     return -total.mean() / (1 + negative_scores.shape[1])
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, pending: Pending | None = None
-) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """cross_entropy(hidden weight^T + bias, targets), averaged over the targets; a scalar.
 
-    On a CPU the logits are made block by block and turned into the gradient in place, so that they stay in cache. Under
-    autocast the products are in its type there, and what is summed over tokens or rows in float32.
+    On a CPU the logits are made block by block and turned into the gradient in place, so that they stay in cache, by
+    compiled code where there is a compiler. Under autocast the products are in its type there, by torch, and what is
+    summed over tokens or rows in float32.
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or None.
         targets: [N] int64.
-        pending: what came with `weight` from `functional.apart`, if it comes from there: the gradient of `weight` is
-            then finished there.
     """
     if hidden.device.type != "cpu":
         return F.cross_entropy(F.linear(hidden, weight, bias), targets)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    library = compiler.library(hidden.dtype) if dtype is None else None
+    if library is not None:
+        return cross_entropy.linear_cross_entropy(library, hidden, weight, bias, targets)
     if dtype == torch.float16:  # exponentials are beyond its range
         dtype = torch.float32
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, pending)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -92,8 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients in the forward pass: the loss is a scalar, so that they only have to be scaled later.
 
     A block of rows takes each tile of the vocabulary twice. First come the exponentials of its logits, their sum, and
-    the sum of the output rows that they weight; with the sums of all tiles, the gradient of the tile's own rows. The
-    last block's gradients are not needed before those of the network: with `pending`, they are made beside them.
+    the sum of the output rows that they weight; with the sums of all tiles, the gradient of the tile's own rows.
     """
 
     @staticmethod
@@ -105,7 +100,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         dtype: torch.dtype | None,
-        pending: Pending | None,
     ) -> Tensor:
         count, tokens = len(hidden), len(weight)
         blocks = -(-count // min(TILE_ROWS, max(LEAST_ROWS, HELD_ENTRIES // tokens)))
@@ -117,10 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         normalisers = hidden.new_empty(count)
-        is_shared = tokens * dtype.itemsize >= LEAST_TILES_TO_SHARE * TILE_ROW_BYTES and can_be_shared()
-        can_wait = pending is not None and bias is None and ctx.needs_input_grad[1]  # type: ignore[attr-defined]
-        threads = torch.get_num_threads()
-        groups = _groups_of_tiles(tokens, dtype.itemsize, -(-threads // 2) if is_shared else threads)
+        groups = _groups_of_tiles(tokens, dtype.itemsize, torch.get_num_threads())
         # Piece by piece: the allocator gives a single large one back to the system, which clears it for every step.
         held = [hidden_factor.new_empty(most_rows * group.tokens) for group in groups]
 
@@ -134,11 +125,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if bias_gradient is not None:
                 group.of(bias_gradient[:, None]).add_(transposed @ scale.to(dtype))
 
-        no_graph = hidden.detach()  # which leads to what waits for `add_targets`, and would never be freed
-
-        def add_targets() -> None:
-            weight_gradient.index_add_(0, targets, no_graph, alpha=-1.0 / count)
-
         for start in range(0, count, most_rows):
             h = hidden_factor[start : start + most_rows]  # [R, D]
             rows = len(h)
@@ -146,31 +132,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 (group, group.of(weight_factor), group.shaped(to, rows)) for group, to in zip(groups, held, strict=True)
             ]
             binary = binary_hidden[start : start + rows]
-            total, weighted, shift = _powers_of_two(binary, binary_bias, tiles, is_shared)
+            total, weighted, shift = _powers_of_two(binary, binary_bias, tiles)
             normalisers[start : start + rows] = total.log() + shift * LN_2
             scale = (total * count).reciprocal_()[:, None]  # [R, 1]
             torch.mul(weighted, scale, out=hidden_gradient[start : start + rows])
             scaled = (h * scale).to(dtype)
-            is_last = start + rows == count
-            gradients = SharedWork(
-                [  # the last ones may still be in cache
-                    functools.partial(add_gradient, group, exponentials, scaled, scale, start == 0)
-                    for group, _, exponentials in reversed(tiles)
-                ],
-                is_shared,
-                add_targets if is_last else None,
-            )
-            if is_last and can_wait and pending is not None:
-                pending.work = gradients
-            else:
-                gradients.finish()
+            for group, _, exponentials in reversed(tiles):  # the last ones may still be in cache
+                add_gradient(group, exponentials, scaled, scale, start == 0)
+        weight_gradient.index_add_(0, targets, hidden, alpha=-1.0 / count)
         true_rows = weight[targets]  # [N, D]
         true_logits = (hidden * true_rows).sum(dim=1)
         hidden_gradient.sub_(true_rows, alpha=1.0 / count)
         if bias is not None and bias_gradient is not None:
             true_logits += bias[targets]
             bias_gradient.index_add_(0, targets, bias.new_ones(count), alpha=-1.0 / count)
-        ctx.pending = pending  # type: ignore[attr-defined]
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)  # type: ignore[arg-type]
         return (normalisers - true_logits).mean()
 
@@ -178,13 +153,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        pending: Pending | None = ctx.pending  # type: ignore[attr-defined]
-        if pending is not None and pending.work is not None:
-            pending.work.begin() if gradient == 1.0 else pending.work.finish()
         if gradient != 1.0:  # nearly always 1: no pass over a large matrix for that
             hidden_gradient, weight_gradient = hidden_gradient * gradient, weight_gradient * gradient
             bias_gradient = None if bias_gradient is None else bias_gradient * gradient
-        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
+        return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 
 class _Tiles(NamedTuple):
@@ -214,7 +186,7 @@ class _Tiles(NamedTuple):
 
 
 def _powers_of_two(
-    h: Tensor, bias: Tensor | None, tiles: Sequence[tuple[_Tiles, Tensor, Tensor]], is_shared: bool
+    h: Tensor, bias: Tensor | None, tiles: Sequence[tuple[_Tiles, Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """Fill the memory of all tiles with 2^(logits - shift).
 
@@ -225,7 +197,6 @@ def _powers_of_two(
         h: [R, D], over ln 2, so that the powers are the exponentials of the logits.
         bias: [V] or None, over ln 2 too.
         tiles: some neighbours at a time, with their rows of the matrix [T, W, D] and memory [T, R, W].
-        is_shared: whether a second thread takes some of them.
 
     Returns:
         Their sums [R], the sums of the matrix's rows that they weight [R, D], both float32 at least, and the
@@ -241,13 +212,11 @@ def _powers_of_two(
         parts = h.new_empty(tiles[-1][0].stop, len(h), dtype=added)
         weighted = h.new_empty(tiles[-1][0].stop, *h.shape)
 
-        def add(group: _Tiles, rows: Tensor, memory: Tensor) -> None:
+        for group, rows, memory in tiles:
             here = slice(group.start, group.stop)
             shifted = logits(group, rows, memory) if shift is None else logits(group, rows, memory).sub_(shift[:, None])
             torch.sum(shifted.exp2_(), dim=2, dtype=added, out=parts[here])
             torch.bmm(memory, rows, out=weighted[here])
-
-        SharedWork([functools.partial(add, *tile) for tile in tiles], is_shared).finish()
         return parts.sum(dim=0), weighted.sum(dim=0, dtype=added)
 
     total, weighted = sums(None)

@@ -4,6 +4,7 @@ B batch, L length, D hidden_units, H num_heads, V tokens (num_items + 2), M quer
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from src.batch import PAD
 from src.models import losses
-from src.models.functional import Pending, Reused, attention, dropout
+from src.models.functional import Reused, attention, dropout, keep_bytes
+from src.native import compiler, encoder
 
 INIT_STD = 0.02
 # Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
@@ -197,11 +199,48 @@ class Network(nn.Module):
         hidden: Tensor = self.blocks[-1](x, is_visible, positions, slots)
         return hidden
 
+    def encode_parts(self, parts: Sequence[tuple[Tensor, Tensor, Tensor]], table: Tensor | None = None) -> Tensor:
+        """As `encode` of inputs, positions and slots of each part, one behind the other: [N, D].
+
+        On a CPU by compiled code where there is a compiler, which calls none of the modules in here. Positions are then
+        none that are padding.
+        """
+        library = None
+        if (
+            parts[0][0].device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_exporting()
+        ):
+            library = compiler.library(self.item_embedding.weight.dtype)
+        if library is None:
+            return torch.cat([self.encode(*part, table) for part in parts])
+        table = self.item_embedding.weight if table is None else table
+        embedding = (self.position_embedding.weight, self.embedding_norm.weight, self.embedding_norm.bias)
+        parameters = [parameter for block in self.blocks for parameter in block.parameters()]
+        return encoder.encode(
+            library,
+            self._sizes(),
+            encoder.Sequences.of(parts),
+            table,
+            (*embedding, *parameters),
+            self.shares_embeddings,
+        )
+
+    def _sizes(self) -> encoder.Sizes:
+        block = self.blocks[0]  # as all of them
+        assert isinstance(block, Block)
+        inside = block.ffn[2]
+        assert isinstance(inside, Dropout)
+        rates = (self.dropout.p, block.attention.dropout_rate, inside.p)
+        kept = (keep_bytes(rate) if self.training else 256 for rate in rates)
+        width, heads = self.position_embedding.weight.shape[1], block.attention.num_heads
+        return encoder.Sizes(width, heads, len(self.blocks), self.max_len, self.embedding_norm_first, *kept)
+
     def encode_last(self, inputs: Tensor) -> Tensor:
         """Hidden state of the last column, where prediction has its [MASK]: [B, L] int64 -> [B, D]."""
         rows, length = inputs.shape
         positions = inputs.new_full((rows, 1), length - 1)
-        return self.encode(inputs, positions, torch.arange(rows, device=inputs.device))
+        return self.encode_parts([(inputs, positions, torch.arange(rows, device=inputs.device))])
 
     def logits(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
         """[..., D] -> [..., V], indexed by token id; [B, D] -> [B, V] in memory that is used again, if it is given."""
@@ -209,16 +248,14 @@ class Network(nn.Module):
         linear = F.linear if reused is None else reused.linear
         return linear(hidden, self.output.weight, self.output.bias)
 
-    def cross_entropy(
-        self, hidden: Tensor, targets: Tensor, table: Tensor | None = None, pending: Pending | None = None
-    ) -> Tensor:
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
         """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.
 
-        A `table` [V, D] is read in place of the output matrix; `pending` as in `losses.linear_cross_entropy`.
+        A `table` [V, D] is read in place of the output matrix.
         """
         hidden = self.output_transform(hidden)
         table = self.output.weight if table is None else table
-        return losses.linear_cross_entropy(hidden, table, self.output.bias, targets, pending)
+        return losses.linear_cross_entropy(hidden, table, self.output.bias, targets)
 
     def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].

@@ -29,13 +29,13 @@ class Objective:
 
         Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss.
         """
-        lookup = matrix = pending = None
+        lookup = matrix = None
         if negatives is None and network.shares_embeddings:
-            lookup, matrix, pending = apart(network.item_embedding.weight)  # [V, D] each
-        hidden = torch.cat([network.encode(*part[:3], lookup) for part in parts])  # [N, D]
+            lookup, matrix = apart(network.item_embedding.weight)  # [V, D] each
+        hidden = network.encode_parts([part[:3] for part in parts], lookup)  # [N, D]
         targets = torch.cat([part.targets for part in parts])  # [N]
         if negatives is None:
-            return network.cross_entropy(hidden, targets, matrix, pending)
+            return network.cross_entropy(hidden, targets, matrix)
         items, log_counts = negatives
         true_scores, negative_scores = network.sampled_scores(hidden, targets, items)  # [N], [N, K]
         if self.loss == "gbce":

@@ -5,10 +5,11 @@ python -m tests.benchmarks.training --data FOLDER/ml-1m.csv --max-len 200 --mask
 
 import argparse
 import contextlib
-import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -21,6 +22,7 @@ from src.batch import PAD, TrainStep
 from src.data import BERT4RecDataModule, batching, bert4rec_data
 from src.models import BERT4Rec, functional, losses, network, objective
 from src.models.helpers import Helpers
+from src.native import compiler, cross_entropy, encoder
 from tests.benchmarks import common
 
 STEPS, LEAST_SECONDS = 24, 2.0  # timed in one turn: so many steps, again and again until so long
@@ -50,20 +52,27 @@ def build(options: argparse.Namespace) -> tuple[BERT4Rec, BERT4RecDataModule]:
     return model, data
 
 
+class Left(NamedTuple):
+    """What a variant does without."""
+
+    tricks: tuple[str, ...] = ()
+    has_compiled_code: bool = True
+
+
 class Run:
     """Training as the trainer does it, batches included, to be timed some steps at a time."""
 
     def __init__(
-        self, options: argparse.Namespace, trick: str | None = None, processes: int = 1, is_bf16: bool = False
+        self, options: argparse.Namespace, left: Left | None = None, processes: int = 1, is_bf16: bool = False
     ) -> None:
-        self.trick = trick
+        self.left = left or Left()
         self.is_bf16 = is_bf16
-        with without(trick):
+        with without(self.left):
             self.model, self.data = build(options)
             self.optimizer = self.model.configure_optimizers()
             self.data.shares = processes
             self.loader = self.data.train_dataloader()
-        if trick == "fused optimiser":
+        if "fused optimiser" in self.left.tricks:
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.helpers = None
         if processes > 1:
@@ -75,7 +84,7 @@ class Run:
         """Over the same batches in each turn, as many as an epoch has, or the first `STEPS`, as often as it takes."""
         self.sequences, self.operations = 0, 0.0
         seconds = 0.0
-        with without(self.trick):
+        with without(self.left):
             while seconds < LEAST_SECONDS:
                 self.loader.sampler.set_epoch(0)
                 batches = iter(self.loader)
@@ -132,8 +141,28 @@ def _encode_everywhere(self: network.Network, inputs: Tensor, positions=None, sl
     return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)[slots]
 
 
+def _encode_parts_everywhere(self: network.Network, parts, table=None) -> Tensor:
+    """All tokens are asked for, and then those that a target is at are picked."""
+    everything, asked, before = [], [], 0
+    for inputs, positions, slots in parts:
+        is_token = inputs != PAD
+        columns = torch.arange(inputs.shape[1]).expand(inputs.shape)
+        everything.append((inputs, columns, is_token.flatten().nonzero()[:, 0]))
+        number = is_token.flatten().cumsum(dim=0) - 1 + before
+        row = slots // positions.shape[1]
+        asked.append(number[row * inputs.shape[1] + positions.flatten()[slots]])
+        before = int(number[-1]) + 1
+    return _encode_parts(self, everything, table)[torch.cat(asked)]
+
+
 _encode = network.Network.encode
+_encode_parts = network.Network.encode_parts
+_compiled_encode = encoder.encode
 _embedding = F.embedding
+
+
+def _modules_encode(self: network.Network, parts, table=None) -> Tensor:
+    return torch.cat([_encode(self, *part, table) for part in parts])
 
 
 def _torch_dropout(x: Tensor, rate: float, is_training: bool) -> Tensor:
@@ -148,14 +177,20 @@ def _torch_attention(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _plain_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, pending: functional.Pending | None
-) -> Tensor:
+def _plain_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight, bias), targets)
+
+
+def _torch_cross_entropy(library, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return losses._LinearCrossEntropy.apply(hidden, weight, bias, targets, None)
 
 
 def _dense_embedding(*args, sparse: bool = False, **kwargs) -> Tensor:
     return _embedding(*args, **kwargs)
+
+
+def _dense_encode(*args) -> Tensor:
+    return _compiled_encode(*args[:-1], False)
 
 
 def _random_order(self: batching.ShuffledBatches, *args) -> None:
@@ -165,9 +200,22 @@ def _random_order(self: batching.ShuffledBatches, *args) -> None:
 
 _shuffled_init = batching.ShuffledBatches.__init__
 
+ORDER: Callable[[], list] = lambda: [mock.patch.object(batching.ShuffledBatches, "__init__", _random_order)]  # noqa: E731
+# Beside compiled code.
 TRICKS: dict[str, Callable[[], list]] = {
+    "compiled encoder": lambda: [mock.patch.object(network.Network, "encode_parts", _modules_encode)],
+    "compiled cross entropy": lambda: [mock.patch.object(cross_entropy, "linear_cross_entropy", _torch_cross_entropy)],
+    "queries only where needed": lambda: [mock.patch.object(network.Network, "encode_parts", _encode_parts_everywhere)],
+    "batches by length": ORDER,
+    "sparse embedding gradient": lambda: [mock.patch.object(encoder, "encode", _dense_encode)],
+    "the table's two gradients in one": lambda: [mock.patch.object(objective, "apart", lambda table: (table, table))],
+    "fused optimiser": lambda: [],
+}
+# Without it, in torch alone.
+WITHOUT_COMPILED = "compiled code"
+TORCH_TRICKS: dict[str, Callable[[], list]] = {
     "queries only where needed": lambda: [mock.patch.object(network.Network, "encode", _encode_everywhere)],
-    "batches by length": lambda: [mock.patch.object(batching.ShuffledBatches, "__init__", _random_order)],
+    "batches by length": ORDER,
     "batches in parts": lambda: [mock.patch.object(bert4rec_data, "TOKENS_PER_PART", None)],
     "byte dropout": lambda: [
         mock.patch.object(functional, "dropout", _torch_dropout),
@@ -175,18 +223,14 @@ TRICKS: dict[str, Callable[[], list]] = {
     ],
     "attention written out": lambda: [mock.patch.object(network, "attention", _torch_attention)],
     "tiled cross entropy": lambda: [mock.patch.object(losses, "linear_cross_entropy", _plain_cross_entropy)],
-    "a second thread": lambda: [mock.patch.object(losses, "LEAST_TILES_TO_SHARE", math.inf)],
     "sparse embedding gradient": lambda: [mock.patch.object(F, "embedding", _dense_embedding)],
-    "the table's two gradients in one": lambda: [
-        mock.patch.object(objective, "apart", lambda table: (table, table, None))
-    ],
+    "the table's two gradients in one": TRICKS["the table's two gradients in one"],
     "fused optimiser": lambda: [],
 }
-
 # Those that the sampled losses do not have.
 SOFTMAX_TRICKS = (
+    "compiled cross entropy",
     "tiled cross entropy",
-    "a second thread",
     "sparse embedding gradient",
     "the table's two gradients in one",
     "fused optimiser",
@@ -194,12 +238,13 @@ SOFTMAX_TRICKS = (
 
 
 @contextlib.contextmanager
-def without(trick: str | None) -> Iterator[None]:
-    """The package without one of its tricks, without all of them ("all"), or as it is (None)."""
-    names = [] if trick is None else list(TRICKS) if trick == "all" else [trick]
+def without(left: Left) -> Iterator[None]:
+    """The package without some of its tricks."""
     with contextlib.ExitStack() as stack:
-        for name in names:
-            for patch in TRICKS[name]():
+        if not left.has_compiled_code:
+            stack.enter_context(mock.patch.dict(os.environ, {compiler.SWITCH: "0"}))
+        for name in left.tricks:
+            for patch in (TRICKS if left.has_compiled_code else TORCH_TRICKS)[name]():
                 stack.enter_context(patch)
         yield
 
@@ -208,7 +253,7 @@ def main() -> None:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--loss", choices=["softmax", "sampled_softmax", "gbce"], default="softmax")
     parser.add_argument("--negatives", type=int, default=256)
-    parser.add_argument("--processes", type=int, default=1, help="training.cpu_processes; it is 2 by itself on ml-1m")
+    parser.add_argument("--processes", type=int, default=1, help="training.cpu_processes, beside one process")
     parser.add_argument("--bf16", action="store_true", help="training.precision=bf16-mixed beside it")
     parser.add_argument("--no-ablation", action="store_true", help="time the package as it is, and the peers")
     options = parser.parse_args()
@@ -218,18 +263,23 @@ def main() -> None:
     ours = Run(options, processes=options.processes)
     # The peak takes its turn too: what a shared machine has to give changes from minute to minute.
     variants: dict[str, Callable[[], float]] = {"this package": ours.sequences_per_second, "peak": common.matrix_peak}
-    base, ablations = "this package", []
     if options.processes > 1:
-        base = "without helpers"  # one process, all threads; a helper knows of no trick that is left out here
-        variants[base] = Run(options).sequences_per_second
+        variants["without helpers"] = Run(options).sequences_per_second
     if options.bf16:
         in_bf16 = Run(options, processes=options.processes, is_bf16=True)
         variants["in bf16-mixed"] = in_bf16.sequences_per_second
+    bases: dict[str, str] = {}  # of each variant that lacks something, what it is compared with
     if not options.no_ablation:
-        for trick in [*TRICKS, "all"]:
-            if options.loss == "softmax" or trick not in SOFTMAX_TRICKS:
-                ablations.append(f"without {trick}" if base == "this package" else f"{base} or {trick}")
-                variants[ablations[-1]] = Run(options, trick).sequences_per_second
+        plain = f"without {WITHOUT_COMPILED}"
+        variants[plain] = Run(options, Left(has_compiled_code=False)).sequences_per_second
+        bases[plain] = "this package"
+        for tricks, base, has_compiled_code in ((TRICKS, "this package", True), (TORCH_TRICKS, plain, False)):
+            named = [trick for trick in tricks if options.loss == "softmax" or trick not in SOFTMAX_TRICKS]
+            for left in [(trick,) for trick in named] + ([] if has_compiled_code else [tuple(named)]):
+                words = "all of them" if len(left) > 1 else left[0]
+                name = f"without {words}" if has_compiled_code else f"{plain} or {words}"
+                variants[name] = Run(options, Left(left, has_compiled_code)).sequences_per_second
+                bases[name] = base
     for name in common.PEERS:
         if getattr(options, name):
             variants[name] = lambda name=name: common.peer_rate(name, options)
@@ -242,7 +292,7 @@ def main() -> None:
         f" {options.threads} threads\n"
     )
     rows = [
-        [name, f"{rate:,.0f}", f"{best / rate:.2f}", f"{rates[base] / rate:.2f}" if name in ablations else ""]
+        [name, f"{rate:,.0f}", f"{best / rate:.2f}", f"{rates[bases[name]] / rate:.2f}" if name in bases else ""]
         for name, rate in rates.items()
     ]
     common.print_table(["training", "sequences/s", "this package is faster by", "that trick"], rows)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.models import functional
-from src.models.functional import Pending, Reused, apart, attention, dropout, keep_bytes
+from src.models.functional import Reused, apart, attention, dropout, keep_bytes
 
 VISIBLE = torch.tensor([[False, False, True, True, True, True, True], [True] * 7])[:, None, None, :]
 
@@ -144,7 +144,7 @@ def test_a_table_used_apart_has_the_gradient_of_the_table(uses: str) -> None:
     table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     ids, factor = torch.tensor([3, 5, 3, 8]), torch.randn(6, 4, dtype=torch.float64)
 
-    def result(lookup: Tensor, matrix: Tensor, *_: Pending) -> Tensor:
+    def result(lookup: Tensor, matrix: Tensor) -> Tensor:
         looked_up = torch.nn.functional.embedding(ids, lookup, sparse=True).pow(3).sum()
         product = (factor @ matrix.t()).pow(2).sum()
         return {"both": looked_up * product, "lookup": looked_up, "matrix": product}[uses]

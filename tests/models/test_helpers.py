@@ -150,7 +150,8 @@ def test_threads_are_divided_only_while_all_work(running: list[Helpers], monkeyp
 def test_an_error_in_a_helper_is_raised_here(running: list[Helpers]) -> None:
     objective, network = Objective("softmax", 0.75), network_of()
     running.append(Helpers(network, objective, 1))
-    bad = TrainBatch(torch.zeros(1, MAX_LEN + 1, dtype=torch.long), *step_of().parts[0][1:])
+    inputs = torch.ones(1, MAX_LEN + 1, dtype=torch.long)
+    bad = TrainBatch(inputs, torch.tensor([[MAX_LEN]]), torch.tensor([0]), torch.tensor([1]))
     running[0].start([[bad]], None, 1)
     with pytest.raises(ValueError, match="longer than max_len"):
         running[0].finish()

@@ -1,8 +1,9 @@
-"""The losses and the optimiser of sparse gradients against plain formulas, gradients included."""
+"""The losses and the optimiser of sparse gradients against plain formulas, gradients included.
 
-import gc
+By torch here; compiled code has tests of its own.
+"""
+
 import math
-import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +16,13 @@ from torch import Tensor
 
 from src.batch import Negatives, TrainBatch
 from src.models import BERT4Rec, losses
-from src.models.functional import Pending, apart
 from src.models.optimizer import RowwiseAdam
+from src.native import compiler
+
+
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiler.SWITCH, "0")
 
 
 def tensors(count: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,69 +65,6 @@ def test_linear_cross_entropy_whatever_the_blocks(
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for one, other in zip(mine, torch.autograd.grad(factor * expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    count=st.integers(1, 23),
-    tokens=st.integers(1, 37),
-    block=st.integers(1, 200),
-    tile=st.integers(1, 40),
-    threads=st.integers(1, 3),
-    has_bias=st.booleans(),
-    is_cast=st.booleans(),
-    factor=st.sampled_from([1.0, -2.5]),
-)
-def test_linear_cross_entropy_finished_beside_the_rest_of_backward(
-    count: int, tokens: int, block: int, tile: int, threads: int, has_bias: bool, is_cast: bool, factor: float
-) -> None:
-    """The hidden states come from rows of the same table, whose gradient is thus added to the one that is pending."""
-    _, table, bias, targets = tensors(1, 5, tokens, seed=count * 100 + tokens)
-    targets = targets.repeat(count)
-    ids = torch.arange(count) % tokens
-    inputs = [table, bias] if has_bias else [table]
-
-    def loss(lookup: Tensor, matrix: Tensor, pending: Pending | None = None) -> Tensor:
-        hidden = F.embedding(ids, lookup, sparse=pending is not None).tanh()
-        if pending is None:
-            return factor * F.cross_entropy(F.linear(hidden, matrix, bias if has_bias else None), targets)
-        return factor * losses.linear_cross_entropy(hidden, matrix, bias if has_bias else None, targets, pending)
-
-    expected = loss(table, table)
-    with pytest.MonkeyPatch.context() as patch:
-        cut_up(patch, block, 8 * tile)
-        patch.setattr(losses, "LEAST_TILES_TO_SHARE", 2)
-        patch.setenv("GOMP_SPINCOUNT", "5000")
-        torch.set_num_threads(threads)
-        got = loss(*apart(table))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):  # of no concern to what is left to do
-            mine = torch.autograd.grad(got, inputs)
-        assert torch.get_num_threads() == threads
-        torch.set_num_threads(1)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    for one, other in zip(mine, torch.autograd.grad(expected, inputs), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def test_linear_cross_entropy_leaves_nothing_pending_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LEAST_TILES_TO_SHARE", 0)
-    hidden, table, _, targets = tensors(3, 5, 7, seed=0)
-    for is_trained in (True, False):
-        _, matrix, pending = apart(table.detach().requires_grad_(is_trained))
-        losses.linear_cross_entropy(hidden, matrix, None, targets, pending)
-        assert (pending.work is not None) == is_trained
-
-
-def test_a_loss_without_a_backward_pass_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LEAST_TILES_TO_SHARE", 0)
-    _, table, _, targets = tensors(3, 5, 7, seed=0)
-    lookup, matrix, pending = apart(table)
-    loss = losses.linear_cross_entropy(F.embedding(targets, lookup).tanh(), matrix, None, targets, pending)
-    assert pending.work is not None
-    work = weakref.ref(pending.work)
-    del lookup, matrix, pending, loss
-    gc.collect()
-    assert work() is None
 
 
 @settings(max_examples=20, deadline=None)
