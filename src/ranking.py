@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.batch import PAD
 from src.errors import UserError
+from src.native import compiler, ranks
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
@@ -72,7 +73,8 @@ def linear_target_ranks(
 ) -> Tensor:
     """`target_ranks` of the scores `hidden` weight^T + bias, with `candidate_scores` taken out of the race.
 
-    On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache.
+    On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache, by
+    compiled code where there is a compiler.
 
     Args:
         hidden: [B, D].
@@ -91,14 +93,19 @@ def linear_target_ranks(
     is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
     # bfloat16 counts to 256.
     can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if is_large and can_count:
+    is_excluded = (targets == PAD) | (targets == tokens - 1)
+    is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
+    library = compiler.library(hidden.dtype) if is_large and can_count else None
+    if library is not None:
+        found = ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
+        if found is not None:
+            return found.masked_fill(is_excluded, UNRANKED)
+    elif is_large and can_count:
         guess = _true_scores(hidden, weight, bias, targets)
         counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
         if torch.isfinite(total):
             if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
                 counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
-            is_excluded = (targets == PAD) | (targets == tokens - 1)
-            is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
             return (counts - 1).masked_fill(is_excluded, UNRANKED)
     scores = F.linear(hidden, weight, bias).float()
     return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)

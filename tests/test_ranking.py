@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from src import ranking
 from src.errors import UserError
+from src.native import compiler
 
 ITEMS = 7
 
@@ -117,8 +118,9 @@ def linear_models(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     st.sampled_from([1, 5, 8, 13, 10_000]),
     st.sampled_from([None, 0.0, 0.5, math.nan]),
     st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(["0", "auto"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores(
     model: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     seen: list[tuple[int, int]],
@@ -126,14 +128,16 @@ def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores(
     at_a_time: int,
     guess: float | None,
     dtype: torch.dtype,
+    native: str,
 ) -> None:
-    """However many are taken at a time, and whatever their own scores are first taken for."""
+    """However many are taken at a time, and, by torch, whatever their own scores are first taken for."""
     hidden, weight, bias = (tensor if tensor is None else tensor.to(dtype) for tensor in model)
     rows, items = torch.tensor([pair for pair in seen if pair[0] < len(hidden)], dtype=torch.long).view(-1, 2).T
     true_items = torch.tensor(targets[: len(hidden)])
     scores = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
     expected = ranking.target_ranks(ranking.candidate_scores(scores, rows, items), true_items)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(compiler.SWITCH, native)
         patch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
         if guess is not None:
             patch.setattr(ranking, "_true_scores", lambda hidden, *_: hidden.new_full((len(hidden),), guess))
@@ -142,24 +146,34 @@ def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores(
     assert ranks.dtype == expected.dtype
 
 
-def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores_of_real_numbers() -> None:
+@pytest.mark.parametrize(("native", "threads"), [("0", 1), ("auto", 1), ("auto", 3)])
+@pytest.mark.parametrize("rows", [300, 17])
+def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores_of_real_numbers(
+    native: str, threads: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several thousand items, in double precision, where no two scores are within rounding of each other."""
+    monkeypatch.setenv(compiler.SWITCH, native)
+    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2**16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(1)
-    hidden, weight = torch.randn(300, 8).double(), torch.randn(5000, 8).double()
-    targets, rows, items = torch.randint(1, 4999, (300,)), torch.randint(300, (900,)), torch.randint(1, 4999, (900,))
+    hidden, weight = torch.randn(rows, 8).double(), torch.randn(5000, 8).double()
+    targets, seen_rows, items = (
+        torch.randint(*limits) for limits in ((1, 4999, (rows,)), (rows, (900,)), (1, 4999, (900,)))
+    )
     assert len(hidden) * len(weight) > ranking.COMPUTED_AT_A_TIME
-    ranks = ranking.linear_target_ranks(hidden, weight, None, targets, rows, items)
-    expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), rows, items), targets)
+    ranks = ranking.linear_target_ranks(hidden, weight, None, targets, seen_rows, items)
+    expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), seen_rows, items), targets)
     assert torch.equal(ranks, expected)
-    assert ranks.unique().numel() > 200
+    assert ranks.unique().numel() > 0.6 * rows
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
-@pytest.mark.parametrize("at_a_time", [4, 1000])
+@pytest.mark.parametrize(("native", "at_a_time"), [("0", 4), ("auto", 4), ("auto", 1000)])
 def test_scores_that_are_not_finite_have_no_ranks(
-    bad: float, token: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+    bad: float, token: int, native: str, at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(compiler.SWITCH, native)
     monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
     weight, none = torch.ones(ITEMS + 2, 1), torch.tensor([], dtype=torch.long)
     weight[token] = bad
@@ -167,7 +181,11 @@ def test_scores_that_are_not_finite_have_no_ranks(
         ranking.linear_target_ranks(torch.ones(2, 1), weight, None, torch.tensor([1, 2]), none, none)
 
 
-def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("native", ["0", "auto"])
+def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(
+    native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(compiler.SWITCH, native)
     monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2)
     weight, none = torch.tensor([[0.0], [3e38], [3e38], [3.1e38], [0.0]]), torch.tensor([], dtype=torch.long)
     assert ranking.linear_target_ranks(torch.ones(1, 1), weight, None, torch.tensor([2]), none, none).tolist() == [2]

@@ -25,6 +25,15 @@ OPTIONS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-pthread
 # Instructions of this very processor, as compilers for different ones call it, and those that all have.
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")
 MOST_SECONDS = 120.0  # it takes 2
+# Functions that return how much memory another one needs; all others return nothing.
+SIZES = (
+    "scratch_size",
+    "packed_size",
+    "sums_size",
+    "cross_entropy_memory",
+    "ranks_panels_size",
+    "ranks_scores_size",
+)
 
 
 class UnavailableError(Exception):
@@ -130,6 +139,6 @@ def _compile(sources: list[Path], real: str, target: Path) -> None:
 
 
 def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
-    for name in ("scratch_size", "packed_size", "sums_size", "cross_entropy_memory"):
+    for name in SIZES:
         getattr(found, name).restype = ctypes.c_long
     return found

@@ -92,15 +92,21 @@ static long queries_of(const Encoder *e, long layer, long sequence)
 
 static long keys_of(const Encoder *e, long sequence) { return e->starts[sequence + 1] - e->starts[sequence]; }
 
-static real *take(real **memory, long count)
+/* Memory that is handed out piece by piece; a copy of it hands out the rest again. Without any, it only counts. */
+typedef struct {
+    real *first;
+    long taken;
+} Memory;
+
+static real *take(Memory *memory, long count)
 {
-    real *taken = *memory;
-    *memory += round_up(count, FILL);
-    return taken;
+    real *piece = memory->first ? memory->first + memory->taken : 0;
+    memory->taken += round_up(count, FILL);
+    return piece;
 }
 
 /* Hand out the memory that is kept of one layer after the other, from `*memory` on. */
-static Kept kept_of(const Encoder *e, const Group *group, long layer, real **memory)
+static Kept kept_of(const Encoder *e, const Group *group, long layer, Memory *memory)
 {
     long d = padded(e), queries = is_last(e, layer) ? group->queries : group->tokens, pairs = 0;
     for (long s = group->first; s < group->last; s++)
@@ -121,7 +127,7 @@ static Kept kept_of(const Encoder *e, const Group *group, long layer, real **mem
 }
 
 /* Of the embedding: what its LayerNorm needs. */
-static void kept_of_embedding(const Encoder *e, const Group *group, real **memory, real **unit, real **inverse)
+static void kept_of_embedding(const Encoder *e, const Group *group, Memory *memory, real **unit, real **inverse)
 {
     *unit = take(memory, group->tokens * padded(e));
     *inverse = take(memory, group->tokens);
@@ -130,11 +136,12 @@ static void kept_of_embedding(const Encoder *e, const Group *group, real **memor
 static long kept_size(const Encoder *e, long number)
 {
     Group group = group_at(e, number);
-    real *memory = 0, *unit, *inverse;
+    Memory memory = {0, 0};
+    real *unit, *inverse;
     kept_of_embedding(e, &group, &memory, &unit, &inverse);
     for (long layer = 0; layer < e->layers; layer++)
         kept_of(e, &group, layer, &memory);
-    return memory - (real *)0;
+    return memory.taken;
 }
 
 /* Weights, laid out for the products. */
@@ -145,7 +152,7 @@ static void shape_of(const Encoder *e, int linear, long *in, long *out)
     *out = linear == WIDEN ? 4 * e->width : e->width;
 }
 
-static Weights weights_of(const Encoder *e, long layer, real **memory)
+static Weights weights_of(const Encoder *e, long layer, Memory *memory)
 {
     const real *const *parameters = e->parameters + FIRST_LAYER + layer * PER_LAYER;
     Weights weights = {.attention_norm = {parameters[ATTENTION_NORM], parameters[ATTENTION_NORM + 1]},
@@ -167,7 +174,7 @@ static void pack(const void *job, long piece, long thread)
 {
     (void)thread;
     const Encoder *e = job;
-    real *memory = e->packed;
+    Memory memory = {e->packed, 0};
     Weights weights;
     for (long layer = 0; layer <= piece / LINEARS; layer++)
         weights = weights_of(e, layer, &memory);
@@ -223,11 +230,8 @@ static long sums_of_layer(const Encoder *e)
 
 static Sums sums_of(const Encoder *e, real *memory)
 {
-    Sums sums;
-    sums.positions = take(&memory, e->max_len * padded(e));
-    sums.embedding_norm[0] = take(&memory, padded(e));
-    sums.embedding_norm[1] = take(&memory, padded(e));
-    sums.layers = memory;
+    Sums sums = {memory, {memory + e->max_len * padded(e), memory + (e->max_len + 1) * padded(e)},
+                 memory + (e->max_len + 2) * padded(e)};
     return sums;
 }
 
@@ -340,7 +344,7 @@ static void softmax_rows(long rows, long keys, long stride, const uint8_t *bytes
     }
 }
 
-static void attend(const Encoder *e, const Group *group, long layer, const Kept *kept, real *scratch)
+static void attend(const Encoder *e, const Group *group, long layer, const Kept *kept, Memory scratch)
 {
     long width = padded(e), d = e->width / e->heads, head_stride = round_up(d, FILL);
     real dropped_scale = (real)256 / e->kept_attention;
@@ -350,7 +354,8 @@ static void attend(const Encoder *e, const Group *group, long layer, const Kept 
     for (long s = group->first; s < group->last; s++) {
         long keys = keys_of(e, s), queries = queries_of(e, layer, s), stride = round_up(keys, FILL);
         for (long head = 0; head < e->heads; head++) {
-            real *memory = scratch, *transposed = take(&memory, d * stride), *values = take(&memory, keys * head_stride);
+            Memory memory = scratch;
+            real *transposed = take(&memory, d * stride), *values = take(&memory, keys * head_stride);
             real *scores = take(&memory, QUERIES * stride), *out = take(&memory, QUERIES * head_stride);
             uint8_t *bytes = (uint8_t *)take(&memory, QUERIES * stride);
             transpose_head(keys, d, width, kept->key + token * width + head * d, stride, transposed);
@@ -374,7 +379,7 @@ static void attend(const Encoder *e, const Group *group, long layer, const Kept 
 
 /* From the gradient of `mixed` [Q, D] to those of query, key and value, each with zeros behind the true width. */
 static void attend_backward(const Encoder *e, const Group *group, long layer, const Kept *kept, const real *mixed,
-                            real *query_gradient, real *key_gradient, real *value_gradient, real *scratch)
+                            real *query_gradient, real *key_gradient, real *value_gradient, Memory scratch)
 {
     long width = padded(e), d = e->width / e->heads, head_stride = round_up(d, FILL);
     real dropped_scale = (real)256 / e->kept_attention;
@@ -383,7 +388,8 @@ static void attend_backward(const Encoder *e, const Group *group, long layer, co
     for (long s = group->first; s < group->last; s++) {
         long keys = keys_of(e, s), queries = queries_of(e, layer, s), stride = round_up(keys, FILL);
         for (long head = 0; head < e->heads; head++) {
-            real *memory = scratch, *transposed = take(&memory, d * stride), *key = take(&memory, keys * head_stride);
+            Memory memory = scratch;
+            real *transposed = take(&memory, d * stride), *key = take(&memory, keys * head_stride);
             real *key_sum = take(&memory, keys * head_stride), *value_sum = take(&memory, keys * head_stride);
             real *out = take(&memory, QUERIES * head_stride), *gradient = take(&memory, QUERIES * head_stride);
             real *q = take(&memory, QUERIES * head_stride);
@@ -442,7 +448,7 @@ static const real *rows_asked(const Encoder *e, const Group *group, long layer, 
 
 /* Equations 2 to 6 of the paper: from kept->x to `out` [Q, D]. */
 static void run_layer(const Encoder *e, const Group *group, long layer, const Weights *w, const Kept *kept, real *out,
-                      real *scratch)
+                      Memory scratch)
 {
     long width = padded(e), wide = padded_wide(e), queries = is_last(e, layer) ? group->queries : group->tokens;
     const real *asked = rows_asked(e, group, layer, kept->x, take(&scratch, queries * width));
@@ -454,7 +460,8 @@ static void run_layer(const Encoder *e, const Group *group, long layer, const We
     attend(e, group, layer, kept, scratch);
     for (long first = 0; first < queries; first += CHUNK) {
         long rows = queries - first < CHUNK ? queries - first : CHUNK, at = first * width;
-        real *memory = scratch, *h = take(&memory, CHUNK * width), *sum = take(&memory, CHUNK * width);
+        Memory memory = scratch;
+        real *h = take(&memory, CHUNK * width), *sum = take(&memory, CHUNK * width);
         real *active = take(&memory, CHUNK * wide);
         uint8_t *bytes = (uint8_t *)take(&memory, CHUNK * wide);
         apply(&w->linears[OUTPUT], rows, kept->mixed + at, sum);
@@ -486,14 +493,15 @@ static void run_layer(const Encoder *e, const Group *group, long layer, const We
 
 /* From the gradient of `out` [Q, D] to that of x [T, D]. */
 static void run_layer_backward(const Encoder *e, const Group *group, long layer, const Weights *w, const Kept *kept,
-                               const Sums *sums, const real *out_gradient, real *x_gradient, real *scratch)
+                               const Sums *sums, const real *out_gradient, real *x_gradient, Memory scratch)
 {
     long width = padded(e), wide = padded_wide(e), queries = is_last(e, layer) ? group->queries : group->tokens;
     real *asked_gradient = take(&scratch, queries * width), *mixed = take(&scratch, queries * width);
     const real *asked = rows_asked(e, group, layer, kept->x, take(&scratch, queries * width));
     for (long first = 0; first < queries; first += CHUNK) {
         long rows = queries - first < CHUNK ? queries - first : CHUNK, at = first * width;
-        real *memory = scratch, *after = take(&memory, CHUNK * width), *narrow = take(&memory, CHUNK * width);
+        Memory memory = scratch;
+        real *after = take(&memory, CHUNK * width), *narrow = take(&memory, CHUNK * width);
         real *h = take(&memory, CHUNK * width);
         real *active = take(&memory, CHUNK * wide), *slope = take(&memory, CHUNK * wide);
         real *wide_gradient = take(&memory, CHUNK * wide);
@@ -556,7 +564,7 @@ static void run_layer_backward(const Encoder *e, const Group *group, long layer,
 }
 
 /* Item and position embedding, LayerNorm and dropout: to x [T, D]. */
-static void embed(const Encoder *e, const Group *group, real *unit, real *inverse, real *x, real *scratch)
+static void embed(const Encoder *e, const Group *group, real *unit, real *inverse, real *x, Memory scratch)
 {
     long width = padded(e), token = 0;
     uint8_t *bytes = (uint8_t *)take(&scratch, group->tokens * width);
@@ -578,7 +586,7 @@ static void embed(const Encoder *e, const Group *group, real *unit, real *invers
 }
 
 static void embed_backward(const Encoder *e, const Group *group, const real *unit, const real *inverse,
-                           const Sums *sums, real *gradient, real *scratch)
+                           const Sums *sums, real *gradient, Memory scratch)
 {
     long width = padded(e), token = 0;
     uint8_t *bytes = (uint8_t *)take(&scratch, group->tokens * width);
@@ -606,12 +614,12 @@ static void embed_backward(const Encoder *e, const Group *group, const real *uni
 static void run_group(const void *job, long number, long thread)
 {
     const Encoder *e = job;
-    real *scratch = e->scratch + thread * e->scratch_size;
+    Memory scratch = {e->scratch + thread * e->scratch_size, 0};
     Group group = group_at(e, number);
     long width = padded(e);
-    real *packed = e->packed, *unit, *inverse;
-    real *memory = e->saved ? e->saved + e->saved_starts[number] : take(&scratch, kept_size(e, number));
-    real *out = take(&scratch, group.queries * width);
+    Memory packed = {e->packed, 0};
+    Memory memory = {e->saved ? e->saved + e->saved_starts[number] : take(&scratch, kept_size(e, number)), 0};
+    real *unit, *inverse, *out = take(&scratch, group.queries * width);
     kept_of_embedding(e, &group, &memory, &unit, &inverse);
     Kept kept = kept_of(e, &group, 0, &memory), next = kept;
     embed(e, &group, unit, inverse, kept.x, scratch);
@@ -625,7 +633,7 @@ static void run_group(const void *job, long number, long thread)
         memcpy(e->hidden + (group.query + i) * e->width, out + i * width, e->width * sizeof(real));
 }
 
-static void run_group_backward(const Encoder *e, long number, const Sums *sums, real *scratch)
+static void run_group_backward(const Encoder *e, long number, const Sums *sums, Memory scratch)
 {
     Group group = group_at(e, number);
     long width = padded(e);
@@ -634,7 +642,7 @@ static void run_group_backward(const Encoder *e, long number, const Sums *sums, 
         for (long j = 0; j < width; j++)
             from[i * width + j] = j < e->width ? e->hidden_gradient[(group.query + i) * e->width + j] : 0;
     for (long layer = e->layers - 1; layer >= 0; layer--) {
-        real *packed = e->packed, *memory = e->saved + e->saved_starts[number];
+        Memory packed = {e->packed, 0}, memory = {e->saved + e->saved_starts[number], 0};
         Weights weights;
         Kept kept;
         kept_of_embedding(e, &group, &memory, &unit, &inverse);
@@ -676,17 +684,15 @@ long scratch_size(const Encoder *e)
 
 long packed_size(const Encoder *e)
 {
-    real *memory = 0;
-    for (long layer = 0; layer < e->layers; layer++) {
-        for (int i = 0; i < LINEARS; i++) {
-            long in, out;
-            shape_of(e, i, &in, &out);
-            take(&memory, panels_size(in, out));
-            take(&memory, round_up(out, PANEL));
-            take(&memory, panels_size(out, in));
-        }
+    Memory memory = {0, 0};
+    for (int i = 0; i < LINEARS; i++) {
+        long in, out;
+        shape_of(e, i, &in, &out);
+        take(&memory, panels_size(in, out));
+        take(&memory, round_up(out, PANEL));
+        take(&memory, panels_size(out, in));
     }
-    return memory - (real *)0;
+    return e->layers * memory.taken;
 }
 
 long sums_size(const Encoder *e) { return (e->max_len + 2) * padded(e) + e->layers * sums_of_layer(e); }
@@ -713,7 +719,7 @@ static void run_slot(const void *job, long slot, long thread)
     memset(memory, 0, sums_size(e) * sizeof(real));
     Sums sums = sums_of(e, memory);
     for (long number = slot; number < e->groups; number += e->slots)
-        run_group_backward(e, number, &sums, e->scratch + thread * e->scratch_size);
+        run_group_backward(e, number, &sums, (Memory){e->scratch + thread * e->scratch_size, 0});
 }
 
 /* gradient[i row + j column] = what all slots have at [i, j] of a matrix [rows, columns], whose rows take `stride`. */

@@ -96,11 +96,14 @@ def seconds_without(trick: str, options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    options = common.parser(__doc__.splitlines()[0]).parse_args()
+    parser = common.parser(__doc__.splitlines()[0])
+    parser.add_argument("--no-ablation", action="store_true", help="time the package as it is, and the peers")
+    options = parser.parse_args()
     options.loss, options.negatives = "softmax", 0
     torch.set_num_threads(options.threads)
     variants: dict[str, Callable[[], float]] = {"this package": lambda: seconds(options)}
-    variants |= {f"without {trick}": lambda trick=trick: seconds_without(trick, options) for trick in TRICKS}
+    if not options.no_ablation:
+        variants |= {f"without {trick}": lambda trick=trick: seconds_without(trick, options) for trick in TRICKS}
     variants |= {
         name: lambda name=name: common.peer_seconds(name, "evaluate", options)
         for name in ("rectools", "replay")
