@@ -93,22 +93,30 @@ def linear_target_ranks(
     is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
     # bfloat16 counts to 256.
     can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    is_excluded = (targets == PAD) | (targets == tokens - 1)
-    is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
-    library = compiler.library(hidden.dtype) if is_large and can_count else None
-    if library is not None:
-        found = ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
-        if found is not None:
-            return found.masked_fill(is_excluded, UNRANKED)
-    elif is_large and can_count:
-        guess = _true_scores(hidden, weight, bias, targets)
-        counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
-        if torch.isfinite(total):
-            if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
-                counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
-            return (counts - 1).masked_fill(is_excluded, UNRANKED)
+    if is_large and can_count:
+        is_excluded = (targets == PAD) | (targets == tokens - 1)
+        is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
+        counts = _counts(hidden, weight, bias, targets, seen_rows, seen_items)
+        if counts is not None:
+            return counts.masked_fill(is_excluded, UNRANKED)
     scores = F.linear(hidden, weight, bias).float()
     return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)
+
+
+def _counts(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
+) -> Tensor | None:
+    """How many candidates score at least as much as each target, itself apart, [B] int64; None for no numbers."""
+    library = compiler.library(hidden.dtype)
+    if library is not None:
+        return ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
+    guess = _true_scores(hidden, weight, bias, targets)
+    counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
+    if not torch.isfinite(total):
+        return None
+    if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
+        counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
+    return counts - 1
 
 
 def _true_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
