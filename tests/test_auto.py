@@ -12,6 +12,7 @@ from src import auto
 from src.config import Config
 from src.errors import UserError
 from src.models import helpers
+from tests.native import needs_compiler
 from tests.scripts.conftest import Table, call, checkpoint, compose, table  # noqa: F401
 from train_bert4rec import train
 
@@ -125,7 +126,8 @@ def test_a_sampled_loss_is_less_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("native", "has_memory", "shares"), [("false", True, 2), ("false", False, 1), ("auto", True, 1)]
+    ("native", "has_memory", "shares"),
+    [("false", True, 2), ("false", False, 1), pytest.param("auto", True, 1, marks=needs_compiler)],
 )
 def test_too_little_shared_memory__or_compiled_code_leaves_the_choice_at_threads(
     native: str,
