@@ -42,12 +42,12 @@ static inline real exponential(real x)
         return (real)exp((double)x);
     union {
         float value;
-        int32_t bits;
+        uint32_t bits; /* of NaN they are anything, and what becomes of them is multiplied by NaN */
     } whole, power;
     float y = x < -87.0f ? -87.0f : x > 89.0f ? 89.0f : (float)x;
     whole.value = y * 1.44269504f + 12582912.0f; /* 1.5 2^23: the integer ends up in the last bits */
     float count = whole.value - 12582912.0f;
-    power.bits = (whole.bits - 0x4B400000 + 127) * (1 << 23);
+    power.bits = (whole.bits - 0x4B400000u + 127u) << 23;
     float rest = y - count * 0.693359375f + count * 2.12194440e-4f;
     float sum = 1.9875691500e-4f;
     sum = sum * rest + 1.3981999507e-3f;
