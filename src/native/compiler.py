@@ -77,15 +77,14 @@ def missing() -> str | None:
 def _load(dtype: torch.dtype) -> ctypes.CDLL | UnavailableError:
     if sys.platform == "win32":
         return UnavailableError("Windows has none of the compilers it is written for")
-    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
-    content = [path.read_bytes() for path in sources]
+    content = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]"))]
     key = hashlib.sha256(repr((content, TYPES[dtype], OPTIONS, _processor())).encode()).hexdigest()[:16]
     name = f"bert4rec-{TYPES[dtype]}-{key}.so"
     try:
         kept = _folder() / name
         if not kept.exists():
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile([path for path in sources if path.suffix == ".c"], TYPES[dtype], kept)
+            _compile(TYPES[dtype], kept)
         return _declare(ctypes.CDLL(str(kept)))
     except OSError:  # a home that cannot be written to, or from which nothing may be run
         pass
@@ -94,7 +93,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | UnavailableError:
     try:
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / name
-            _compile([path for path in sources if path.suffix == ".c"], TYPES[dtype], made)
+            _compile(TYPES[dtype], made)
             return _declare(ctypes.CDLL(str(made)))  # it stays loaded when the file is gone
     except OSError as error:
         return UnavailableError(f"what the compiler made cannot be loaded ({error})")
@@ -116,7 +115,7 @@ def _processor() -> str:
     return " ".join([platform.machine(), *sorted(told)])
 
 
-def _compile(sources: list[Path], real: str, target: Path) -> None:
+def _compile(real: str, target: Path) -> None:
     """Make the library, whole or not at all: another process may be at it too."""
     named = os.environ.get("CC")
     compiler = next((found for name in ((named,) if named else COMPILERS) if (found := shutil.which(name))), None)
@@ -126,7 +125,7 @@ def _compile(sources: list[Path], real: str, target: Path) -> None:
         made = Path(folder) / target.name
         for processor in FOR_THIS_PROCESSOR:
             options = [*OPTIONS, *filter(None, [processor]), f"-DREAL={real}"]
-            command = [compiler, *options, *map(str, sources), "-o", str(made), "-lm"]
+            command = [compiler, *options, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
             except subprocess.TimeoutExpired as error:
