@@ -76,6 +76,7 @@ def read_histories(config: Config) -> "Interactions":
     """The table to predict from, of the users wanted."""
     from pathlib import Path
 
+    from src.data import id_forms
     from src.data.id_lists import read_ids
     from src.data.sequences import select_users
     from src.inputs import read_table
@@ -85,22 +86,29 @@ def read_histories(config: Config) -> "Interactions":
     interactions = read_table(config, table if history is not None else None)
     if config.inference.users is None:
         return interactions
+    known = interactions.user_ids
     interactions, is_there = select_users(interactions, read_ids(Path(config.inference.users).expanduser(), "user"))
     if not is_there.all():
         absent = interactions.user_ids.filter(~is_there)
-        say(f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}")
+        say(
+            f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}"
+            f"{id_forms.near(absent, known)}"
+        )
     return interactions
 
 
 def encode_histories(interactions: "Interactions", vocabulary: "Vocabulary") -> "Sequences":
+    from src.data import id_forms
     from src.data.sequences import encode
 
     sequences, dropped = encode(interactions, vocabulary)
+    if matched := id_forms.matched(interactions.item_ids, vocabulary.ids):
+        say(f"ids         {matched}")
     if dropped.any():
         unknown = interactions.item_ids.filter(dropped > 0)
         say(
             f"warning: {dropped.sum():,} interactions with {len(unknown):,} items that the model does not know are left"
-            f" out: {first_few(unknown)}"
+            f" out: {first_few(unknown)}{id_forms.near(unknown, vocabulary.ids)}"
         )
     is_new = sequences.histories.lengths == 0
     if is_new.any():
@@ -128,6 +136,7 @@ def read_items(key: str, name: str | None, vocabulary: "Vocabulary") -> "np.ndar
     """Tokens of a list of items, 0 for what the model does not know; None if no list is given."""
     from pathlib import Path
 
+    from src.data import id_forms
     from src.data.id_lists import read_ids
 
     if name is None:
@@ -136,7 +145,10 @@ def read_items(key: str, name: str | None, vocabulary: "Vocabulary") -> "np.ndar
     tokens = vocabulary.encode(ids)
     unknown = ids.filter(tokens == 0)
     if len(unknown):
-        say(f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}")
+        say(
+            f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}"
+            f"{id_forms.near(unknown, vocabulary.ids)}"
+        )
     return tokens
 
 

@@ -50,6 +50,8 @@ def train(config: Config) -> float | None:
     data.setup()  # the model needs the size of the catalogue
     for note in data.notes:
         say(note)
+    if no_titles := titles.note(data.vocabulary.ids):
+        say(no_titles)
     say(
         report.describe_data(
             data.summary, config.data.min_interactions, config.data.holdout, config.data.min_item_interactions

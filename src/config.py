@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ OPTIMIZERS = ("adam", "adamw")
 LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
+DELIMITER_NAMES = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
 
 
@@ -67,6 +69,14 @@ def _is_encoding(name: str) -> bool:
     try:
         return isinstance("".encode(name), bytes)  # hex and the like are codecs, but not of text
     except (LookupError, ValueError):  # ValueError: no name at all, or a codec for nothing
+        return False
+
+
+def _is_time_format(text: str) -> bool:
+    try:
+        day = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+        return datetime.strptime(day.strftime(text), text).date() == day.date()
+    except ValueError:
         return False
 
 
@@ -105,6 +115,11 @@ class DataConfig:
     items_file: str | None
     columns: ColumnsConfig
     delimiter: str | None
+    quotes: bool
+    list_delimiter: str | None
+    history_lines: bool
+    time_format: str | None
+    whole_ids: bool
     encoding: str
     on_bad_rows: str
     min_rating: float | None
@@ -139,11 +154,34 @@ class DataConfig:
         )
 
     def _check_table(self) -> None:
+        for key, between in (("delimiter", "two fields"), ("list_delimiter", "two items of a cell")):
+            given = getattr(self, key)
+            value = None if given is None else DELIMITER_NAMES.get(given.lower(), given.replace("\\t", "\t"))
+            setattr(self, key, value)
+            _require(
+                value is None or (value != "" and not set(value) & set('"\r\n\x1f') and not value.isalnum()),
+                f"data.{key}",
+                repr(given),
+                f"give what stands between {between}, such as {', '.join(DELIMITER_NAMES)}, or null",
+            )
         _require(
-            self.delimiter is None or (self.delimiter != "" and not set(self.delimiter) & set('"\r\n\x1f')),
-            "data.delimiter",
-            repr(self.delimiter),
-            "give what stands between two fields, or null to find out",
+            not self.history_lines or self.list_delimiter is None,
+            "data.history_lines",
+            self.history_lines,
+            "it goes without data.list_delimiter; data.delimiter says what stands between the items",
+        )
+        given_columns = [role for role in ("user", "item", "time", "rating") if getattr(self.columns, role)]
+        _require(
+            not self.history_lines or not (given_columns or self.min_rating is not None),
+            "data.history_lines",
+            self.history_lines,
+            "a line has a user and items alone, so it goes without data.columns and data.min_rating",
+        )
+        _require(
+            self.time_format is None or _is_time_format(self.time_format),
+            "data.time_format",
+            self.time_format,
+            "give year, month and day as Python's strptime has them, such as %d.%m.%Y %H:%M",
         )
         _require(
             _is_encoding(self.encoding),
@@ -185,7 +223,8 @@ class DataConfig:
     @property
     def table_options(self) -> dict[str, Any]:
         """Arguments of `src.data.table.TableOptions`."""
-        names = ("delimiter", "encoding", "on_bad_rows", "min_rating", "deduplicate")
+        names = ("delimiter", "encoding", "on_bad_rows", "min_rating", "deduplicate", "time_format", "list_delimiter")
+        names += ("history_lines", "quotes", "whole_ids")
         return {**vars(self.columns), **{name: getattr(self, name) for name in names}}
 
 

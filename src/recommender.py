@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src import checkpoint, ranking
 from src.batch import PAD, PredictBatch
+from src.data import id_forms
 from src.data.batching import TOKENS_PER_PART, HistorySet
 from src.data.id_lists import barred_tokens
 from src.data.sequences import Indices, Spans
@@ -160,5 +161,6 @@ class Recommender:
 
     def _encode(self, ids: Iterable[Id]) -> Indices:
         """Token of each id, 0 where it is unknown. A dictionary answers for a few ids faster than Arrow does."""
-        tokens = self._tokens
-        return np.array([tokens.get(item if type(item) is str else str(item), PAD) for item in ids], dtype=np.int64)
+        words = [item if type(item) is str else str(item) for item in ids]
+        tokens = [self._tokens.get(word) or self._tokens.get(id_forms.other(word), PAD) for word in words]
+        return np.array(tokens, dtype=np.int64)

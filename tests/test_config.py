@@ -125,6 +125,11 @@ ADDED = {
     "data.columns.time": None,
     "data.columns.rating": None,
     "data.delimiter": None,
+    "data.quotes": True,
+    "data.list_delimiter": None,
+    "data.history_lines": False,
+    "data.time_format": None,
+    "data.whole_ids": True,
     "data.encoding": "utf-8",
     "data.on_bad_rows": "error",
     "data.min_rating": None,
@@ -321,6 +326,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "data.encoding": ["utf-9", "hex", "", "utf\x00", "undefined"],
     "data.on_bad_rows": ["skip", "Drop"],
     "data.min_rating": [float("nan"), float("inf")],
+    "data.time_format": ["", "day", "%H:%M", "%Y-%m"],
     "data.download": ["ml-2m"],
     "data.download_url": ["http://127.0.0.1/ml-1m.zip"],
     "data.num_workers": [-1],
@@ -379,7 +385,9 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "data.min_interactions": [1],
     "data.columns.user": ["userId", "1"],
     "data.columns.time": ["when", False],
-    "data.delimiter": [";", "::", "\t"],
+    "data.delimiter": [";", "::", "\t", ","],
+    "data.list_delimiter": [" ", "|"],
+    "data.time_format": ["%d.%m.%Y %H:%M", "%m %d, %Y"],
     "data.encoding": ["latin-1", "cp949"],
     "data.on_bad_rows": ["drop"],
     "data.min_rating": [-1.0, 0.0, 4.5],
@@ -422,6 +430,9 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"data.columns.user": 1}, "data.columns=[1]", "user and item need places"),
         ({"data.columns.user": 1, "data.columns.item": "film"}, "data.columns=[1, 'film']", "no column a name"),
         ({"data.columns.time": 4}, "data.columns=[4]", "user and item need places"),
+        ({"data.history_lines": True, "data.columns.user": "a"}, "data.history_lines=True", "without data.columns"),
+        ({"data.history_lines": True, "data.min_rating": 3.0}, "data.history_lines=True", "and data.min_rating"),
+        ({"data.history_lines": True, "data.list_delimiter": ","}, "data.history_lines=True", "data.list_delimiter"),
         ({"data.download": "ml-1m", "data.generate_sample": True}, "data.download=ml-1m", "data.generate_sample"),
         ({"evaluation.topk": [5]}, "training.monitor_metric=val_ndcg@10", "val_hit@5, val_ndcg@5, val_mrr"),
     ],
@@ -430,6 +441,23 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
     message = refusal(settings)
     assert message.startswith(f"{key} is not possible: ")
     assert rule in message
+
+
+@pytest.mark.parametrize("key", ["data.delimiter", "data.list_delimiter"])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("tab", "\t"), ("\\t", "\t"), ("Space", " "), ("comma", ","), ("semicolon", ";"), ("bar", "|")]
+)
+def test_delimiters_that_a_shell_would_swallow_have_names(key: str, typed: str, meant: str) -> None:
+    assert flat(asdict(changed({key: typed})))[key] == meant
+
+
+@pytest.mark.parametrize("key", ["data.delimiter", "data.list_delimiter"])
+@pytest.mark.parametrize("value", ["x", "7", "commas", "a\nb", '"'])
+def test_nonsense_between_fields_is_refused(key: str, value: str) -> None:
+    message = refusal({key: value})
+    assert message.startswith(f"{key}={value!r} is not possible: ")
+    assert "such as tab, space, comma" in message
+    assert "\n" not in message
 
 
 def test_metrics_that_may_be_monitored() -> None:
@@ -563,6 +591,10 @@ TABLE = {
     "data.columns.time": 7,
     "data.columns.rating": 6,
     "data.delimiter": "|",
+    "data.quotes": False,
+    "data.list_delimiter": ",",
+    "data.time_format": "%d.%m.%Y",
+    "data.whole_ids": False,
     "data.encoding": "cp949",
     "data.on_bad_rows": "drop",
     "data.min_rating": 3.5,
@@ -593,7 +625,9 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     arguments -= {"download", "download_url"}  # of another table than the sample
     names |= {
         "cache_dir": tmp_path / "run" / "cache",
-        "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True),
+        "table_options": TableOptions(
+            1, 3, 7, 6, "|", "cp949", "drop", 3.5, True, "%d.%m.%Y", ",", False, False, False
+        ),
     }
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
     assert data.path == tmp_path / "other.csv"

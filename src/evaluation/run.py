@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from src import checkpoint, cli, report
 from src.callbacks import FreedMemory
 from src.config import Config, flat_settings
+from src.data import id_forms
 from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
 from src.data.interactions import Interactions
 from src.data.sequences import Indices, Spans, n_core
@@ -72,6 +73,8 @@ def evaluate(config: Config) -> None:
     print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
+    for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
+        print(line)
 
     filter_seen = config.evaluation.filter_seen
     contest = Contest(

@@ -363,7 +363,7 @@ def test_what_reading_had_to_say_is_handed_on(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("userId,movieId\na,x\na,y\na,\na,z\n")
     data = BERT4RecDataModule(str(tmp_path), "table.csv", table_options=TableOptions(on_bad_rows="drop"))
     data.setup()
-    assert [note.split()[0] for note in data.notes] == ["columns", "left"]
+    assert [note.split()[0] for note in data.notes] == ["columns", "left", "time"]
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None", "ignore:.*no .validation_step")
