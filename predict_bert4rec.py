@@ -156,7 +156,7 @@ def write_predictions(
     from torch.utils.data import DataLoader
 
     from src.callbacks import FreedMemory
-    from src.data.batching import BATCHES_TOGETHER, TOKENS_PER_PART, HistorySet, OrderedBatches
+    from src.data.batching import HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
 
     settings = config.inference
@@ -181,14 +181,9 @@ def write_predictions(
         callbacks=[writer, FreedMemory()],
         enable_model_summary=False,
     )
-    part, batch_size = None, settings.batch_size
-    if trainer.strategy.root_device.type == "cpu":
-        part, batch_size = TOKENS_PER_PART, BATCHES_TOGETHER * batch_size
-    history_set = HistorySet(
-        sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen, tokens_per_part=part
-    )
+    history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
     in_order = OrderedBatches(
-        np.arange(len(histories)), batch_size, trainer.global_rank, trainer.world_size, in_turn=False
+        np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False
     )
     loader = DataLoader(history_set, sampler=in_order, batch_size=None)
     trainer.predict(model, loader, return_predictions=False)

@@ -4,7 +4,6 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 from src import cli
@@ -77,7 +76,6 @@ def train(config: Config) -> float | None:
             f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
             " model.share_embeddings=true, training.loss=softmax or training.devices=1"
         )
-    share_steps(config, trainer, data, model)
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
     if path is not None and content is not None:
@@ -306,41 +304,6 @@ def _trainer(training: TrainingConfig, callbacks: "list[pl.Callback]", log_to: "
         log_every_n_steps=10,
         **validation_schedule(training),
     )
-
-
-def share_steps(config: Config, trainer: "pl.Trainer", data: "BERT4RecDataModule", model: "BERT4Rec") -> None:
-    """Let several processes work on each step where that is asked for, or pays.
-
-    Raises:
-        UserError: if it is asked for on something else than one CPU.
-    """
-    import torch
-
-    from src import auto
-    from src.callbacks import SharedSteps
-    from src.errors import UserError
-    from src.models import helpers
-    from src.native import compiler
-
-    processes = config.training.cpu_processes
-    is_possible = trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
-    dtype = {"32-true": torch.float32, "64-true": torch.float64}.get(config.training.precision, torch.bfloat16)
-    if processes == "auto" and is_possible and compiler.library(dtype) is not None:
-        processes = 1  # the threads of compiled code wait for each other twice a step, as processes would
-    if processes == "auto":
-        rows = data.train_rows().lengths
-        threads = torch.get_num_threads() if is_possible and sys.platform == "linux" else 1
-        processes = auto.cpu_processes(config, len(rows), int(rows.sum()), data.num_items, threads)
-        if not helpers.has_shared_memory(model.network, model.objective, processes - 1):
-            processes = 1
-    elif processes > 1 and not is_possible:
-        raise UserError(
-            f"training.cpu_processes={processes} shares the steps of one device, and that a CPU: use"
-            " training.cpu_processes=auto, or training.devices=1 training.accelerator=cpu"
-        )
-    if processes > 1:
-        data.shares = processes
-        trainer.callbacks.insert(0, SharedSteps(processes))  # type: ignore[attr-defined]
 
 
 def validation_schedule(training: TrainingConfig) -> dict[str, Any]:

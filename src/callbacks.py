@@ -1,4 +1,4 @@
-"""What goes on beside the steps of training: checkpoints, orders to stop, and processes that help."""
+"""What goes on beside the steps of training: checkpoints, orders to stop, and memory."""
 
 import math
 import signal
@@ -18,8 +18,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from src import memory, resume
 from src.errors import StoppedError, UserError
 from src.files import PART
-from src.models import BERT4Rec
-from src.models.helpers import Helpers
 
 # Kind of random draws, apart from those of `src.data.batching`.
 DROPOUT = 3
@@ -194,35 +192,8 @@ class LastCheckpoint(Checkpoint):
         self._handlers = {}
 
 
-class SharedSteps(pl.Callback):
-    """Has helper processes take their share of each training step.
-
-    Args:
-        processes: this one included.
-    """
-
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BERT4Rec)
-        pl_module.helpers = Helpers(pl_module.network, pl_module.objective, self.processes - 1)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BERT4Rec)
-        if pl_module.helpers is not None:
-            pl_module.helpers.close()
-            pl_module.helpers = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
-
-
 class FreedMemory(pl.Callback):
-    """Keeps memory that was freed for the next step of training, and gives it back to the system from time to time."""
-
-    def on_train_start(self, *args: Any) -> None:
-        memory.keep()
+    """Gives memory that was freed back to the system from time to time."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step % memory.STEPS_BETWEEN == 0:

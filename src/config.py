@@ -268,7 +268,6 @@ class TrainingConfig:
     devices: Any
     num_nodes: int
     strategy: str
-    cpu_processes: Any
     precision: str
     checkpoint_every_n_steps: int | None
     resume: Any
@@ -343,12 +342,6 @@ class TrainingConfig:
             "training.devices",
             self.devices,
             "give auto, a number of devices, or a list of device indices",
-        )
-        _require(
-            self.cpu_processes == "auto" or (type(self.cpu_processes) is int and self.cpu_processes >= 1),
-            "training.cpu_processes",
-            self.cpu_processes,
-            "give auto or a number of processes",
         )
 
 

@@ -17,7 +17,7 @@ from src import ranking
 from src.batch import PAD, mask_token
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
-from src.models.network import Network
+from src.models.network import Network, last_places
 
 # A single file cannot hold more than 2 GiB; above this the weights go into a second one.
 LARGEST_SINGLE_FILE = 1_800_000_000
@@ -53,7 +53,8 @@ class NextItems(nn.Module):
             items [B, K] int64, best first, 0 where fewer candidates are left, and their scores [B, K] float32.
         """
         mask = histories.new_full((histories.shape[0], 1), mask_token(self.network.num_items))
-        hidden = self.network.encode_last(torch.cat([histories, mask], dim=1))  # [B, D]
+        inputs = torch.cat([histories, mask], dim=1)  # [B, L + 1]
+        hidden = self.network.encode(inputs, last_places(inputs))  # [B, D]
         scores = self.network.logits(hidden).float() + self.no_candidate  # [B, V]
         best, items = scores.scatter(1, excluded, ranking.EXCLUDED).topk(self.topk, dim=1)  # [B, K] each
         return items.masked_fill(best == ranking.EXCLUDED, PAD), best

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.batch import TrainStep
+from src.batch import TrainBatch
 from src.data.titles import Titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -152,9 +152,9 @@ class Throughput(pl.Callback):
         self.sequences, self.seconds, self.since = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainStep, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
-        self.sequences += sum(len(part.inputs) for part in batch.parts)
+        self.sequences += len(batch.inputs)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self.since

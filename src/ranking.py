@@ -3,21 +3,26 @@
 B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
 """
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.batch import PAD
 from src.errors import UserError
-from src.native import compiler, ranks
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
-# So many scores, 2 MiB, are compared at a time on a CPU, so that what comes of it stays in cache, and so many, 4 MiB,
-# are computed at a time if they are only to be compared.
-COMPARED_AT_A_TIME, COMPUTED_AT_A_TIME = 2**19, 2**20
+# So many scores, 16 MiB, are in memory at a time, but those of at least so many rows: for each chunk of rows the whole
+# item table is read.
+SCORES_AT_A_TIME, LEAST_ROWS = 2**22, 32
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
+
+
+def rows_at_a_time(tokens: int) -> int:
+    """Of how many rows the scores of so many tokens are to be in memory at a time."""
+    return max(LEAST_ROWS, SCORES_AT_A_TIME // tokens)
 
 
 def candidate_scores(scores: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
@@ -56,119 +61,59 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
         [B] int64.
     """
     target_scores = scores.gather(1, targets[:, None])  # [B, 1]
-    # Ones and zeros as floats: comparing and summing them is several times faster than with booleans, and exact.
-    rows = max(1, COMPARED_AT_A_TIME // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
-    memory = torch.empty_like(scores[:rows])
-    counts = [
-        torch.ge(some, target, out=memory[: len(some)]).sum(dim=1)
-        for some, target in zip(torch.split(scores, rows), torch.split(target_scores, rows), strict=True)
-    ]
-    ranks = torch.cat(counts).long() - 1
+    ranks = (scores >= target_scores).sum(dim=1) - 1
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
 @torch.no_grad()
-def linear_target_ranks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
-) -> Tensor:
-    """`target_ranks` of the scores `hidden` weight^T + bias, with `candidate_scores` taken out of the race.
+def linear_candidate_scores(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, seen_rows: Tensor, seen_items: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """`candidate_scores` of hidden weight^T + bias, some rows R at a time, in float32 at least.
 
-    On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache, by
-    compiled code where there is a compiler.
+    Logits of 16 bits would be equal for many items: whoever ranks computes them anew, whatever the training precision.
 
     Args:
         hidden: [B, D].
         weight: [V, D].
         bias: [V] or None.
-        targets: [B] int64, the true token of each row.
-        seen_rows, seen_items: [S] int64 each, as in `candidate_scores`.
+        seen_rows, seen_items: [S] int64 each, as in `candidate_scores`, rows ascending.
 
-    Returns:
-        [B] int64.
+    Yields:
+        which rows, and their scores [R, V], in memory that the next ones overwrite.
 
     Raises:
         UserError: if a score is NaN or infinite.
     """
-    tokens = len(weight)
-    is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
-    # bfloat16 counts to 256.
-    can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if is_large and can_count:
-        is_excluded = (targets == PAD) | (targets == tokens - 1)
-        is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
-        counts = _counts(hidden, weight, bias, targets, seen_rows, seen_items)
-        if counts is not None:
-            return counts.masked_fill(is_excluded, UNRANKED)
-    scores = F.linear(hidden, weight, bias).float()
-    return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)
-
-
-def _counts(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
-) -> Tensor | None:
-    """How many candidates score at least as much as each target, itself apart, [B] int64; None for no numbers."""
-    library = compiler.library(hidden.dtype)
-    if library is not None:
-        return ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
-    guess = _true_scores(hidden, weight, bias, targets)
-    counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
-    if not torch.isfinite(total):
-        return None
-    if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
-        counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
-    return counts - 1
-
-
-def _true_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    scores = (hidden @ weight[targets].t()).diagonal()
-    return scores if bias is None else scores + bias[targets]
-
-
-def _count(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    threshold: Tensor,
-    seen_rows: Tensor,
-    seen_items: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How many candidates of each row score at least `threshold` [B]: [B] int64.
-
-    Returns:
-        also the scores of the targets as they were met on the way, [B], and the sum of all scores, a scalar.
-    """
-    rows, tokens = len(hidden), len(weight)
-    width = max(1, COMPUTED_AT_A_TIME // rows)
-    starts = torch.arange(0, tokens, width)
-    # Sorted, those of one stretch of tokens stand together.
-    target_rows, targets_until = _by_stretch(targets, starts)
-    seen_places, seen_until = _by_stretch(seen_items, starts)
-    memory = hidden.new_empty(rows * width)
-    counts, true_scores, total = torch.zeros_like(targets), torch.empty_like(threshold), hidden.new_zeros(())
-    for number, start in enumerate(starts.tolist()):
-        some = weight[start : start + width]  # [W, D]
-        scores = torch.mm(hidden, some.t(), out=memory[: rows * len(some)].view(rows, -1))  # [B, W]
+    wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    hidden, matrix = hidden.to(wide), weight.to(wide).t()
+    rows = rows_at_a_time(len(weight))
+    memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
+    starts = range(0, len(hidden), rows)
+    cuts = torch.searchsorted(seen_rows, torch.tensor([*starts, len(hidden)], device=hidden.device)).tolist()
+    for number, start in enumerate(starts):
+        some = hidden[start : start + rows]  # [R, D]
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = torch.mm(some, matrix, out=memory[: len(some)])  # [R, V]
         if bias is not None:
-            scores += bias[start : start + width]
-        total += scores.sum()
-        here = target_rows[targets_until[number] : targets_until[number + 1]]
-        true_scores[here] = scores[here, targets[here] - start]
-        seen = seen_places[seen_until[number] : seen_until[number + 1]]
-        scores[seen_rows[seen], seen_items[seen] - start] = EXCLUDED
-        if start == 0:
-            scores[:, PAD] = EXCLUDED
-        if start + len(some) == tokens:
-            scores[:, -1] = EXCLUDED
-        # Ones and zeros as floats: summing them is several times faster than booleans, and exact.
-        counts += scores.ge_(threshold[:, None]).sum(dim=1).long()
-    return counts, true_scores, total
+            scores += bias
+        seen = slice(cuts[number], cuts[number + 1])
+        yield (
+            slice(start, start + len(some)),
+            candidate_scores(scores, seen_rows[seen] - start, seen_items[seen]),
+        )
 
 
-def _by_stretch(tokens: Tensor, starts: Tensor) -> tuple[Tensor, list[int]]:
-    """Places of the tokens [S] sorted by token, and how many of them come before each start, and in all."""
-    tokens, places = torch.sort(tokens)
-    return places, [*torch.searchsorted(tokens, starts).tolist(), len(tokens)]
+def linear_target_ranks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
+) -> Tensor:
+    """`target_ranks` of `linear_candidate_scores`: [B] int64.
+
+    Args:
+        targets: [B] int64, the true token of each row. An excluded one is `UNRANKED`.
+    """
+    chunks = linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items)
+    return torch.cat([targets[:0], *(target_ranks(scores, targets[rows]) for rows, scores in chunks)])
 
 
 def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:

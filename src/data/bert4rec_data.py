@@ -11,12 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, TrainStep
+from src.batch import EvalBatch, TrainBatch
 from src.data import download, sample
 from src.data.batching import (
     BATCHES_AHEAD,
     TOKENS_AHEAD,
-    TOKENS_PER_PART,
     AheadLoader,
     EvaluationSet,
     NegativeSampler,
@@ -110,7 +109,6 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.download_url = download_url
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.seed = seed
-        self.shares = 1  # processes that a training step is shared out to, see `src.models.helpers`
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
     @property
@@ -166,7 +164,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
             return self.spans.last(self.max_len)
         return windows(self.spans, self.max_len, self.window_stride)
 
-    def train_dataloader(self) -> DataLoader[TrainStep]:
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
         spans = self.train_rows()
         training_set = TrainingSet(
             self.sequences.tokens,
@@ -176,11 +174,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
             self.mask_token_share,
             self.random_token_share,
             self.mask_last_share,
-            TOKENS_PER_PART if self._on_cpu() else None,
             NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
             if self.num_negatives
             else None,
-            self.shares,
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)
@@ -204,7 +200,6 @@ class BERT4RecDataModule(pl.LightningDataModule):
             self.max_len,
             self.filter_seen,
             targets,
-            tokens_per_part=TOKENS_PER_PART if self._on_cpu() else None,
         )
 
     def evaluated_user_ids(self) -> pa.StringArray:
@@ -213,7 +208,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return self.user_ids.take(pa.array(users))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave it where it is on a CPU: Lightning would go through every tensor of every part."""
+        """Leave it where it is on a CPU: Lightning would go through every tensor."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:

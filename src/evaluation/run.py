@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on a table, as a run of its own: `python predict_bert4rec.py inference.evaluate=true`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from src import checkpoint, cli, report
 from src.callbacks import FreedMemory
 from src.config import Config, flat_settings
-from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
+from src.data.batching import EvaluationSet, OrderedBatches
 from src.data.interactions import Interactions
 from src.data.sequences import Indices, Spans, n_core
 from src.data.titles import read_titles
@@ -147,8 +147,7 @@ def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
         callbacks=[FreedMemory()],
         enable_model_summary=False,
     )
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    evaluation_set = replace(contest.evaluation_set, tokens_per_part=TOKENS_PER_PART if on_cpu else None)
+    evaluation_set = contest.evaluation_set
     by_length = np.argsort(evaluation_set.histories.last(model.max_len - 1).lengths, kind="stable")
     loader = DataLoader(
         evaluation_set, sampler=OrderedBatches(by_length, config.evaluation.batch_size), batch_size=None

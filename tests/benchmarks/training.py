@@ -15,13 +15,13 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from src.models.helpers import Helpers
 from torch import Tensor
 
 from src import memory
 from src.batch import PAD, TrainStep
 from src.data import BERT4RecDataModule, batching, bert4rec_data
 from src.models import BERT4Rec, functional, losses, network, objective
-from src.models.helpers import Helpers
 from src.native import compiler, cross_entropy, encoder
 from tests.benchmarks import common
 
