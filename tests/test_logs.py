@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from src import logs
-from src.batch import TrainBatch, TrainStep
+from src.batch import TrainBatch
 from src.data.titles import Titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -138,12 +138,12 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
     logger = mock.Mock()
     callback, module, trainer = logs.Throughput(), mock.Mock(), mock.Mock(world_size=2, loggers=[logger])
     trainer.global_step = 5
-    part = TrainBatch(torch.zeros(6, 3), torch.zeros(6, 1), torch.zeros(0), torch.zeros(0))
+    batch = TrainBatch(torch.zeros(12, 3), torch.zeros(0), torch.zeros(0), None)
     for _ in range(2):
         callback.on_train_epoch_start(trainer, module)
         for _ in range(3):
             now += 1.0
-            callback.on_train_batch_end(trainer, module, None, TrainStep([[part, part]], None), 0)
+            callback.on_train_batch_end(trainer, module, None, batch, 0)
         callback.on_validation_start(trainer, module)
         now += 50.0
         callback.on_validation_end(trainer, module)

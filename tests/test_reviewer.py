@@ -186,7 +186,7 @@ def reviewed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for stage, from_end, loader in (("val", 2, data.val_dataloader()), ("test", 1, data.test_dataloader())):
         package_ranks[stage], ranks[stage], popularity_ranks[stage] = [-1] * len(sequences), [], []
         package_scores = np.zeros((len(sequences), len(ids) + 2))
-        for batch in (part for parts in loader for part in parts):
+        for batch in loader:
             with torch.inference_mode():
                 scores = model.candidate_scores(batch)
                 batch_ranks = ranking.target_ranks(scores, batch.targets)

@@ -41,8 +41,8 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, network: Network) -> "Sizes":
         """Of a network, with dropout if it is in training."""
-        of = network.architecture
-        rates = (of.dropout_rate, of.dropout_in_attention, of.dropout_in_ffn)
+        of, block = network.architecture, network.blocks[0]  # as all of them
+        rates = (network.dropout.p, block.attention.dropout_rate, block.ffn[2].p)  # type: ignore[index, union-attr]
         kept = (keep_bytes(rate) if network.training else 256 for rate in rates)
         return cls(of.hidden_units, of.num_heads, of.num_layers, of.max_len, of.embedding_norm_first, *kept)
 
@@ -70,7 +70,9 @@ class Sequences(NamedTuple):
         back = tokens.shape[1] - columns  # from the end of the sequence
         if (np.diff(asked) <= 0).any():
             raise ValueError("places have to ascend")
-        if (back > lengths[rows]).any():
+        if len(asked) and asked[-1] >= tokens.size:
+            raise ValueError("a place that is asked for is beyond the batch")
+        if len(asked) and (asked[0] < 0 or (back > lengths[rows]).any()):
             raise ValueError("a place that is asked for is padding")
         counts = np.bincount(rows, minlength=len(tokens))
         return cls(tokens[is_token], _starts(lengths), ends[rows] - back, _starts(counts))

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from src.batch import Negatives, PredictBatch, TrainBatch, TrainStep
+from src.batch import Negatives, PredictBatch, TrainBatch
 from src.cli import CONFIGS
-from src.data import BERT4RecDataModule, masking
+from src.data import BERT4RecDataModule
 from src.errors import UserError
 from src.models import BERT4Rec
 from src.models.bert4rec import lr_factor
@@ -41,8 +41,7 @@ def make_model(seed: int = 0, **options: Any) -> BERT4Rec:
 
 def make_batch(inputs: Tensor, labels: Tensor) -> TrainBatch:
     """A training batch from labels as common ports have them: [B, L], 0 where nothing is to be predicted."""
-    positions, slots = (torch.from_numpy(array) for array in masking.compact((labels != 0).numpy()))
-    return TrainBatch(inputs, positions, slots, labels[labels != 0])
+    return TrainBatch(inputs, labels.flatten().nonzero()[:, 0], labels[labels != 0], None)
 
 
 INPUTS = torch.tensor([[0, 0, 4, MASK, 9], [MASK, 2, 2, MASK, 13], [0, 0, 0, 0, MASK]])
@@ -62,8 +61,8 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
     )
 
 
-def loader(batches: list[TrainBatch]) -> DataLoader[TrainStep]:
-    return DataLoader([TrainStep([[batch]], None) for batch in batches], batch_size=None)  # type: ignore[arg-type]
+def loader(batches: list[TrainBatch]) -> DataLoader[TrainBatch]:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def write_table(folder: Path, users: int = 11, items: int = 17, seed: int = 0) -> Path:
@@ -141,16 +140,6 @@ def test_loss_is_divided_by_the_number_of_targets_even_if_some_lose_nothing() ->
     assert model.loss(make_batch(INPUTS, labels)).item() == pytest.approx(expected.item() / 5, rel=1e-12)
 
 
-def test_unused_slots_leave_the_loss_bit_identical() -> None:
-    model = make_model().eval()
-    other = BATCH.positions.flatten().clone()
-    is_unused = torch.ones(len(other), dtype=torch.bool)
-    is_unused[BATCH.slots] = False
-    assert is_unused.sum() == 4
-    other[is_unused] = 4
-    assert torch.equal(model.loss(BATCH._replace(positions=other.view_as(BATCH.positions))), model.loss(BATCH))
-
-
 @pytest.mark.parametrize(
     ("scheduler", "warmup", "expected"),
     [
@@ -195,7 +184,7 @@ def test_schedule_in_training_counts_steps_of_all_epochs() -> None:
 )
 def test_gradient_clip_bounds_the_norm(precision: Any, loss: str) -> None:
     negatives = None if loss == "softmax" else Negatives(torch.tensor([5, 2, 11]), torch.zeros(3))
-    steps: Any = DataLoader([TrainStep([[BATCH]], negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
+    steps: Any = DataLoader([BATCH._replace(negatives=negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
     norms = {}
     for clip in (None, 0.001):
         recorder = Recorder()
