@@ -21,7 +21,17 @@ SWITCH = "BERT4REC_NATIVE"
 SOURCES = Path(__file__).parent
 TYPES = {torch.float32: "float", torch.float64: "double"}
 COMPILERS = ("cc", "gcc", "clang")
-OPTIONS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-pthread", "-fPIC", "-shared")
+OPTIONS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fopenmp-simd",
+    "-pthread",
+    "-fPIC",
+    "-shared",
+)
 # Instructions of this very processor, as compilers for different ones call it, and those that all have.
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")
 MOST_SECONDS = 120.0  # it takes 2
