@@ -63,6 +63,6 @@ def test_at_validation_the_test_item_can_be_a_negative_and_the_users_own_history
 
 def test_own_negatives_counts_what_the_exclusion_takes_out(path: Path) -> None:
     contest = contest_of(path, 2, 1, ["full"], seed=1)
-    # So few items that all are drawn, the four of the own history among them; "d" is never trained on, so no popular one.
+    # So few items that all are drawn, the four of the own history among them; "d" is never trained on, so not popular.
     assert own_negatives(contest, protocols.UNIFORM, seed=1) == 4.0
     assert own_negatives(contest, "popularity-100", seed=1) == 3.0
