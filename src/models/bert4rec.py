@@ -179,7 +179,12 @@ class BERT4Rec(pl.LightningModule):
         return mine * self.trainer.world_size / total
 
     def on_train_start(self) -> None:
-        """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
+        """Apply the configured learning rate and weight decay, also after a resume, which brings those of before.
+
+        A subclass with a `configure_optimizers` of its own keeps what that says.
+        """
+        if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:
+            return
         factor = 1.0
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
