@@ -15,13 +15,19 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from predict_bert4rec import predict
 from src import help
+from src.batch import TrainBatch
 from src.cli import quote_path
+from src.config import known_keys
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
 from train_bert4rec import train
 
@@ -213,3 +219,74 @@ def test_python_blocks_compile(document: Path) -> None:
 def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+GUIDE = ROOT / "docs" / "README_bert4rec.md"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link can name after #: the headings of a document, as GitHub and GitLab write them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_headings_lead_to_one(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+        assert anchor in anchors(document.parent / target if target else document), (target, anchor)
+
+
+def test_links_of_the_korean_guide_lead_to_korean_or_are_marked_as_english() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)(\(영어\))?", text)
+    assert len(links) > 30
+    for target, mark in links:
+        assert target.startswith("#") or mark, target
+    for link in re.findall(r"https?://", text):
+        assert text.count(f"]({link}") == text.count(link)  # none stands bare, without its mark
+
+
+def rows_of(section: str) -> list[list[str]]:
+    """Cells of the table rows of a section of the guide that begin with a key."""
+    [text] = re.findall(rf"^## {section}\n(.*?)^## ", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip().removesuffix(" 등").strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_korean_guide_lists_every_setting_with_its_default() -> None:
+    settings = yaml.safe_load((ROOT / "configs" / "bert4rec.yaml").read_text(encoding="utf-8"))
+    defaults: dict[str, Any] = {}
+    for key in known_keys():
+        value: Any = settings
+        for name in key.split("."):
+            value = value[name]
+        defaults["data.columns.user" if key.startswith("data.columns.") else key] = value  # a row for the four of them
+    listed = {key: yaml.safe_load(default) for key, default, *_ in rows_of("설정 키") if key != "experiment"}
+    assert listed == defaults
+    ranges = [row for row in rows_of("프리셋과 권장 크기") if "." in row[0]]
+    assert len(ranges) >= 8
+    for key, *_, default in ranges:
+        assert yaml.safe_load(default) == defaults[key], key
+
+
+def test_the_file_tree_of_the_korean_guide_is_there() -> None:
+    [tree] = re.findall(r"^## 파일 구성\n\n```\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    paths = [line.split()[0] for line in tree.splitlines()]
+    assert len(paths) >= 10
+    for path in paths:
+        assert (ROOT / path).exists(), path
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+
+
+def test_the_loss_in_the_korean_guide_is_that_of_the_model() -> None:
+    [block] = [block for block in blocks(GUIDE, "python") if "ignore_index=0" in block]
+    names: dict[str, Any] = {}
+    exec(compile(block, GUIDE.name, "exec"), names)
+    model, inputs, labels = (names[name] for name in ("model", "inputs", "labels"))
+    model.eval()
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=0)
+    chosen = labels[0].nonzero()[:, 0]
+    batch = TrainBatch(inputs, chosen[None], torch.arange(len(chosen)), labels[0, chosen])
+    torch.testing.assert_close(model.loss(batch), expected)
+    assert names["loss"].isfinite()
