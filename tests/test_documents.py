@@ -290,3 +290,10 @@ def test_the_loss_in_the_korean_guide_is_that_of_the_model() -> None:
     batch = TrainBatch(inputs, chosen[None], torch.arange(len(chosen)), labels[0, chosen])
     torch.testing.assert_close(model.loss(batch), expected)
     assert names["loss"].isfinite()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_a_document_names_exist(document: Path) -> None:
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in re.findall(r"\b(test_\w+(?:\.py)?)\b", document.read_text(encoding="utf-8")):
+        assert name in files or any(f"def {name}(" in text for text in files.values()), name
