@@ -295,5 +295,6 @@ def test_the_loss_in_the_korean_guide_is_that_of_the_model() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_tests_that_a_document_names_exist(document: Path) -> None:
     files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    for name in re.findall(r"\b(test_\w+(?:\.py)?)\b", document.read_text(encoding="utf-8")):
+    named = re.findall(r"\b(test_\w+\.py)\b|`(test_\w+_\w+)`", document.read_text(encoding="utf-8"))
+    for name in (file or function for file, function in named):
         assert name in files or any(f"def {name}(" in text for text in files.values()), name
