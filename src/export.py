@@ -17,6 +17,7 @@ from src import ranking
 from src.batch import PAD, mask_token
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
+from src.extras import how_to_install
 from src.models.network import Network
 
 # A single file cannot hold more than 2 GiB; above this the weights go into a second one.
@@ -75,7 +76,7 @@ def write_onnx(network: Network, vocabulary: Vocabulary, path: Path, topk: int) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"inference.export needs a library that is not installed ({error.name}): pip install -e '.[export]'"
+            f"inference.export needs a library that is not installed ({error.name}): {how_to_install('export')}"
         ) from error
     model = NextItems(network, topk).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
