@@ -104,9 +104,10 @@ def write_onnx(network: Network, vocabulary: Vocabulary, path: Path, topk: int) 
 def _program(model: NextItems) -> "torch.onnx.ONNXProgram":
     longest = model.network.max_len - 1
     histories = torch.ones(2, min(3, longest), dtype=torch.long)
-    batch = torch.export.Dim("batch", min=1)
+    many = 2**31 - 1  # a size without an upper bound makes torch 2.7 exclude the largest int64, and refuse that
+    batch = torch.export.Dim("batch", min=1, max=many)
     length: dict[int, torch.export.Dim] = {1: torch.export.Dim("length", min=1, max=longest)} if longest > 1 else {}
-    excluded = {0: batch, 1: torch.export.Dim("excluded", min=1)}
+    excluded = {0: batch, 1: torch.export.Dim("excluded", min=1, max=many)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
