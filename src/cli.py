@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src import memory, sweep
 from src.config import ALIASES, CONFIGS, PATH_KEYS, Config, known_keys, nearest_key, parse, unknown_key_message
 from src.errors import UserError
+from src.extras import how_to_install
 
 # The words of the command line as they were typed, without the script's name.
 _words: list[str] = []
@@ -160,7 +161,7 @@ def one_line(error: Exception) -> str:
         return unknown_key_message(unknown[1])
     missing = re.search(r"Could not find '(experiment|sweep|hydra/launcher)/([^']+)'", message)
     if missing and missing[1] == "hydra/launcher":
-        return f"there is no {missing[1]}={missing[2]} here: joblib comes with pip install -e '.[sweep]'"
+        return f"there is no {missing[1]}={missing[2]} here: joblib comes with {how_to_install('sweep')}"
     if missing:
         return unknown_preset_message(missing[1], missing[2])
     message = message.split("Config search path")[0]

@@ -18,7 +18,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from src.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_HERE = Path(__file__).resolve().parent
+# A wheel carries the settings inside the package, a checkout has them beside it.
+CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 # Settings whose values are taken as they stand: Hydra's grammar stumbles over `~`, `=`, `,` and letters beyond ASCII.
 PATH_KEYS = (
     "output_dir",

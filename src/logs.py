@@ -14,6 +14,7 @@ from src.batch import TrainStep
 from src.data.titles import Titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
+from src.extras import how_to_install
 from src.models.bert4rec import BERT4Rec
 from src.run_folder import RunFolder
 
@@ -54,7 +55,7 @@ def _logger(name: str, folder: RunFolder, steps: int) -> Logger:
         return WandbLogger(project=PROJECT, name=folder.root.name, save_dir=folder.logs)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"training.logger={name} needs a package that is not installed: pip install -e '.[{name}]', or leave it out"
+            f"training.logger={name} needs a package that is not installed: {how_to_install(name)}, or leave it out"
         ) from error
 
 

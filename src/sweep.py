@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from src import memory
 from src.config import PATH_KEYS, Config, parse
 from src.errors import StoppedError, UserError
+from src.extras import how_to_install
 from src.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ RECORD = "sweep_run.json"  # in the folder of each run
 STUDY = "search.journal"  # in the folder of the sweep
 # `output_dir` may begin with ~, which Hydra would take for a name.
 OmegaConf.register_new_resolver("sweep_folder", lambda root: str(RunFolder.at(root).sweep), replace=True)
+# A name in the YAML could be only one of the two that this package goes by, in a checkout and installed.
+OmegaConf.register_new_resolver("sweep_closing", lambda: f"{Closing.__module__}.{Closing.__name__}", replace=True)
 
 
 @dataclass
@@ -49,9 +53,18 @@ class SearchConf:
     params: dict[str, str] = field(default_factory=dict)
 
 
-# Hydra takes plugins only from packages of the name hydra_plugins, wherever they are.
-sys.path.append(str(Path(__file__).parent / "plugins"))
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchConf, provider="bert4rec")
+
+
+def register_search() -> None:
+    """Let Hydra know the sweeper of `sweep=search`, under the only kind of name that it takes for one.
+
+    It finds plugins by itself in installed packages named hydra_plugins; a checkout has none, and one in a wheel would
+    be imported by every other program that uses Hydra.
+    """
+    from src.search import SearchSweeper
+
+    Plugins.instance().class_name_to_class[SearchConf._target_] = SearchSweeper
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ def open_study(folder: Path, seed: int | None = None) -> "optuna.Study":
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError(
-            f"sweep=search needs a library that is not installed ({error.name}): pip install -e '.[sweep]'"
+            f"sweep=search needs a library that is not installed ({error.name}): {how_to_install('sweep')}"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
@@ -153,6 +166,7 @@ class Closing(Callback):
     """Before a sweep, makes room for it; after it, shows what it found."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        register_search()
         _records.clear()
         folder = RunFolder.at(config.output_dir)
         if archived := folder.archive_sweep():

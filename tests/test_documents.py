@@ -34,6 +34,7 @@ from train_bert4rec import train
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What stands in these documents beside our own scripts; a new kind of command has to be looked at before it is listed.
 OTHERS = ("git", "source", "pip", "awk", "head")
+INSTALLED = ("bert4rec-train", "bert4rec-predict")
 # They start our scripts on several machines, which a test does not have.
 CLUSTER = ("torchrun", "srun")
 SHELL = ("train", "predict", "both", "sample", "test")
@@ -86,6 +87,8 @@ def script_and_words(command: str) -> list[tuple[str, list[str]]]:
         return [(script, [*preset, *words[2:]]) for script in scripts]
     if words[0] in CLUSTER:
         words = ["python", *words[next(n for n, word in enumerate(words) if word.endswith("_bert4rec.py")) :]]
+    if words[0] in INSTALLED:
+        return [(words[0].removeprefix("bert4rec-"), words[1:])]
     if words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), command
         return []

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from predict_bert4rec import predict
 from src import sweep
 from src.config import CONFIGS, Config
 from src.errors import StoppedError
-from tests.scripts.conftest import TINY, Outcome, Table, call, compose, launch
+from tests.scripts.conftest import ROOT, TINY, Outcome, Table, call, compose, launch
 from train_bert4rec import train
 
 FEW = ("training.num_epochs=2", "data.batch_size=16")
@@ -206,3 +209,13 @@ def test_parallel_runs_in_processes_of_their_own(table: Table, tmp_path: Path) -
     assert "4 runs, best first" in outcome.out
     study = sweep.open_study(tmp_path / "run" / "sweep")
     assert [len(trial.intermediate_values) for trial in study.trials] == [2, 2, 2, 2]
+
+
+def test_an_import_leaves_the_search_path_of_modules_alone() -> None:
+    code = "import sys; before = list(sys.path); import src.sweep, src.search; assert sys.path == before, sys.path"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_no_setting_names_a_class_of_a_package_that_has_two_names() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        assert not re.search(r"_target_: *\w", path.read_text(encoding="utf-8")), path
