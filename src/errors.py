@@ -9,4 +9,13 @@ class UserError(ValueError):
 
 
 class StoppedError(UserError):
-    """Training was told to stop before its end; a sweep ends with it."""
+    """Training was told to stop before its end; a sweep ends with it.
+
+    Args:
+        message: as above.
+        signal: the number of the signal that said so; the scripts exit with 128 and that.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = int(signal)

@@ -24,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from src import memory
-from src.config import PATH_KEYS, Config, parse
+from src.config import Config, parse
 from src.errors import StoppedError, UserError
 from src.run_folder import RunFolder
+from src.words import start, unquoted
 
 if TYPE_CHECKING:
     import optuna
@@ -92,7 +93,7 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         state = "stopped" if was_stopped_early(folder) else "done"
     except StoppedError as error:
         print(f"error: {error}; the sweep ends with it", file=sys.stderr)
-        sys.exit(1)  # a launcher would go on to the next run after any other exception
+        sys.exit(128 + error.signal)  # a launcher would go on to the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
         print(f"error: {note}", file=sys.stderr, flush=True)
@@ -198,7 +199,7 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     lines = ["", f"{len(records)} runs, best first", *lines, ""]
     if best.value is not None:
         run = RunFolder(folder / str(best.number))
-        lines += [f"best        python train_bert4rec.py {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
+        lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
         lines += [f"checkpoint  {run.best}"]
     lines += [f"table       {folder / 'sweep.csv'}"]
     return "\n".join([*lines, f"picture     {draw(records, varied, folder / 'sweep.png')}"])
@@ -206,13 +207,8 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
 
 def shown_words(overrides: Sequence[str], without: Sequence[str] = ()) -> str:
     """Overrides as a person would type them in a shell, without these keys."""
-    words = []
-    for key, value in (word.split("=", 1) for word in overrides):
-        if key in PATH_KEYS and value[0] == value[-1] == "'":
-            value = value[1:-1].replace("\\'", "'")
-        if key not in without:
-            words.append(shlex.quote(f"{key}={value}"))
-    return " ".join(words)
+    shown = (unquoted(word) for word in overrides if word.partition("=")[0] not in without)
+    return " ".join(map(shlex.quote, shown))
 
 
 def varied_settings(records: Sequence[Record]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.cli import quote_path
 from src.models import BERT4Rec
+from src.words import quote_text
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,
@@ -150,11 +150,11 @@ def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
     for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
         words = shlex.split(steps[name])
         assert words[:2] == ["python", f"{script}_bert4rec.py"]
-        given = compose(*map(quote_path, words[2:]))
+        given = compose(*map(quote_text, words[2:]))
         assert (given.output_dir, given.data.data_dir) == ("my runs/one", "my data")
         assert given.data.data_file == "my ratings.csv"
     assert shlex.split(steps["of the best"])[-1] == "inference.checkpoint_path=my runs/one/checkpoints/best.ckpt"
-    longer = compose(*map(quote_path, shlex.split(steps["longer"])[2:]))
+    longer = compose(*map(quote_text, shlex.split(steps["longer"])[2:]))
     assert (longer.training.resume, longer.training.num_epochs, longer.model.hidden_units) == (True, 4, 8)
 
 
