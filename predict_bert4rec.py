@@ -24,6 +24,10 @@ def predict(config: Config) -> None:
     """Read the checkpoint and the table, rank all items for each user, and write the best with their original ids."""
     from pathlib import Path
 
+    from src import named_files
+
+    named_files.require_for_prediction(config)  # before what takes seconds to import
+
     from src import checkpoint, report
     from src.native import compiler
     from src.run_folder import RunFolder

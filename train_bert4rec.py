@@ -7,8 +7,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from src import cli
+from src import cli, named_files
 from src.config import Config, TrainingConfig
+from src.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +20,16 @@ if TYPE_CHECKING:
     from src.data import BERT4RecDataModule
     from src.data.titles import Titles
     from src.models import BERT4Rec
-    from src.run_folder import RunFolder
 
 
 def train(config: Config) -> float | None:
+    """Look for the files that are named, and train with the output folder locked; see `fit_and_evaluate`."""
+    named_files.require_for_training(config)  # before what takes seconds to import
+    with RunFolder.at(config.output_dir).locked():
+        return fit_and_evaluate(config)
+
+
+def fit_and_evaluate(config: Config) -> float | None:
     """Fit, evaluate the best checkpoint, and write metrics.json.
 
     Returns:
@@ -38,7 +45,6 @@ def train(config: Config) -> float | None:
     from src.data.titles import read_titles
     from src.errors import UserError
     from src.native import compiler
-    from src.run_folder import RunFolder
 
     cli.quiet()
     compiler.switch(config.native)
@@ -147,7 +153,6 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
 def build_data(config: Config) -> "BERT4RecDataModule":
     from src.data import BERT4RecDataModule
     from src.data.table import TableOptions
-    from src.run_folder import RunFolder
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,

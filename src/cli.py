@@ -106,7 +106,7 @@ def print_help(task: Callable[[Config], float | None]) -> None:
 
 
 def version() -> str:
-    """This package and what its figures depend on."""
+    """The version of this package, and those that its figures depend on."""
 
     def of(name: str) -> str:
         try:
@@ -155,7 +155,7 @@ def one_line(error: Exception) -> str:
     """The error in one line; for a key or a preset that does not exist, the nearest one or all that do."""
     message = str(error)
     if isinstance(error, YAMLError | UnicodeDecodeError):
-        return f"{_yaml_place(error)} cannot be read as YAML: write lines such as training: and below it, indented, lr: 0.001"
+        return f"{_yaml_place(error)} cannot be read as YAML: write it as configs/bert4rec.yaml is written"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         return unknown_key_message(unknown[1])
@@ -167,12 +167,10 @@ def one_line(error: Exception) -> str:
     merging = re.search(r"Error merging override (.*)", message)
     if merging:
         key, _, value = merging[1].partition("=")
-        return (
-            misfit(key, value) if key in annotations() else f"{merging[1]} is not possible: this key takes other values"
-        )
+        return misfit(key, value) if key in annotations() else f"{merging[1]} is not possible: give another value"
     composing = re.search(r"In '([^']+)': \w+ raised while composing config", message)
     if composing:
-        return f"{composing[1]}.yaml cannot be used: it holds lines of KEY: VALUE, in the sections of configs/bert4rec.yaml"
+        return f"{composing[1]}.yaml cannot be used: write it as configs/bert4rec.yaml is written"
     message = message.split("Config search path")[0].split("See https://")[0]
     return re.sub(r"\s+", " ", message).strip()
 
