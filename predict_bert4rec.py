@@ -162,6 +162,7 @@ def write_predictions(
     from src.callbacks import FreedMemory
     from src.data.batching import BATCHES_TOGETHER, TOKENS_PER_PART, HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
+    from src.progress import Progress
 
     settings = config.inference
     cli.quiet()
@@ -182,7 +183,7 @@ def write_predictions(
         use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
-        callbacks=[writer, FreedMemory()],
+        callbacks=[writer, FreedMemory(), Progress()],
         enable_model_summary=False,
     )
     part, batch_size = None, settings.batch_size

@@ -4,6 +4,7 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +136,14 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if trainer.interrupted and trainer.is_global_zero:
+            last = trainer.checkpoint_callbacks[-1]
+            can_resume = isinstance(last, LastCheckpoint) and last.path.exists()
+            number = signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else signal.SIGTERM
+            left = "there is a checkpoint from before that" if can_resume else "there is no checkpoint yet"
             raise StoppedError(
-                f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
-                " from the checkpoint before that"
+                f"training was stopped at once by {number.name} in epoch {trainer.current_epoch}: {left}",
+                number,
+                can_resume,
             ) from stop
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -257,6 +263,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from src import logs, resume, sweep
     from src.callbacks import FreedMemory, LastCheckpoint
     from src.errors import UserError
+    from src.progress import Progress
     from src.pruning import Pruning
 
     training = config.training
@@ -274,7 +281,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     log_to = logs.loggers(training.logger, folder, steps)
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
-        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+    callbacks.append(Progress(training.monitor_metric))
     if (trial := sweep.current_trial()) is not None:
         callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))

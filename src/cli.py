@@ -147,7 +147,10 @@ def command(name: str, *overrides: str, keeps_all: bool = False) -> str:
 
 def fail(error: Exception) -> NoReturn:
     """Print the error in one line and exit; see `run` for the code."""
-    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    line = one_line(error)
+    if isinstance(error, StoppedError) and error.can_resume:
+        line += f"; resume with {command('train', 'training.resume=true', keeps_all=True)}"
+    print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(128 + error.signal if isinstance(error, StoppedError) else 1)
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,12 @@ def test_a_run_that_is_told_to_stop_ends_the_sweep(table: Table, tmp_path: Path)
     def stops_at_the_second(config: Config) -> float:
         rates.append(config.training.lr)
         if len(rates) == 2:
-            raise StoppedError("training was stopped at epoch 7")
+            raise StoppedError("training was stopped at epoch 7", signal.SIGTERM)
         return 0.5
 
     words = ("-m", *table.overrides, f"output_dir={tmp_path}", "training.lr=0.001,0.01,0.02")
     outcome = call(stops_at_the_second, *words)
-    assert (outcome.code, outcome.err) == (1, "error: training was stopped at epoch 7; the sweep ends with it\n")
+    assert (outcome.code, outcome.err) == (143, "error: training was stopped at epoch 7; the sweep ends with it\n")
     assert rates == [0.001, 0.01]
 
 
