@@ -91,7 +91,9 @@ class RunFolder:
             yield
             return
         is_new = not self.root.exists()
-        lock = FileLock(self.root / ".lock")
+        # A lock that is a mere file, newer versions' way out, would outlive a killed run.
+        options: dict[str, Any] = {"fallback_to_soft": False} if hasattr(FileLock, "fallback_to_soft") else {}
+        lock = FileLock(self.root / ".lock", **options)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._acquire(lock)
