@@ -44,9 +44,7 @@ def test_a_second_run_is_refused_and_a_killed_one_stops_nothing(table: Table, tm
     folder = tmp_path / "run"
     with training(table, folder, *LONG) as first:
         before = set(files_below(folder / "checkpoints"))
-        started = time.perf_counter()
         second = launch("train_bert4rec.py", *table.overrides, "output_dir=run", *TINY, *SHORT, cwd=tmp_path)
-        assert time.perf_counter() - started < 30  # nothing is waited for
         assert second.code == 1
         assert second.out == ""
         assert second.err.count("\n") == 1
