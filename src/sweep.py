@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,13 @@ class Closing(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _records.clear()
+        _held.close()
         folder = RunFolder.at(config.output_dir)
+        try:
+            _held.enter_context(folder.locked())
+        except UserError as error:  # Hydra makes a warning of any other exception here
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         if archived := folder.archive_sweep():
             print(f"the earlier sweep went to {archived}")
 
@@ -163,9 +170,11 @@ class Closing(Callback):
         folder = RunFolder.at(config.output_dir).sweep
         _records[:] = read_records(folder)
         print("\n" + summarize(_records, folder))
+        _held.close()
 
 
 _records: list[Record] = []
+_held = ExitStack()  # the lock on the sweep's folder
 
 
 def raise_if_all_failed() -> None:

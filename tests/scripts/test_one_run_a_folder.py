@@ -158,6 +158,20 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
         pass
 
 
+def test_a_sweep_has_its_folder_alone(table: Table, tmp_path: Path) -> None:
+    words = ("-m", *table.overrides, f"output_dir={tmp_path}", "seed=1,2")
+    (tmp_path / "sweep").mkdir()
+    with RunFolder(tmp_path).locked():
+        refused = call(lambda config: 0.5, *words)
+    assert refused.code == 1
+    assert f"output_dir={tmp_path} is in use by another run" in refused.err
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "previous").exists()
+    assert call(lambda config: 0.5, *words).code == 0
+    with RunFolder(tmp_path).locked():  # it is free again
+        pass
+
+
 def test_a_run_that_comes_to_nothing_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "run").locked():
         raise ZeroDivisionError

@@ -362,6 +362,12 @@ def test_both_trains_and_predicts(hand_over: Callable[..., Outcome], tmp_path: P
     outcome = hand_over("both", *overrides)
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in outcome.err
-    assert {path.name for path in folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json", "predictions.csv"}
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "logs",
+        "metrics.json",
+        "predictions.csv",
+    }
     assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 3 * 25
     assert outcome.out.index("run_bert4rec.sh' predict 'data.data_dir=") < outcome.out.index("75 rows for 25 users")
