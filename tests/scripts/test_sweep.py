@@ -51,7 +51,7 @@ def test_every_combination_has_a_run_in_a_folder_of_its_own(grid: tuple[Path, Ou
         (0.02, 5),
     ]
     assert all((folder / "sweep" / str(n) / "checkpoints" / "best.ckpt").is_file() for n in range(4))
-    assert [path.name for path in folder.iterdir()] == ["sweep"]
+    assert {path.name for path in folder.iterdir()} == {".lock", "sweep"}
 
 
 def test_the_closing_names_the_best_run_its_command_and_its_checkpoint(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from src.words import quote_text
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Run,
@@ -68,7 +70,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def test_files_are_where_the_specification_has_them(launched: Launched) -> None:
-    assert {path.name for path in launched.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in launched.folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (launched.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
@@ -149,7 +151,7 @@ def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
     assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer"]
     for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
         words = shlex.split(steps[name])
-        assert words[:2] == ["python", f"{script}_bert4rec.py"]
+        assert words[:2] == [sys.executable, str(ROOT / f"{script}_bert4rec.py")]  # as it was called
         given = compose(*map(quote_text, words[2:]))
         assert (given.output_dir, given.data.data_dir) == ("my runs/one", "my data")
         assert given.data.data_file == "my ratings.csv"
