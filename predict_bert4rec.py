@@ -24,6 +24,10 @@ def predict(config: Config) -> None:
     """Read the checkpoint and the table, rank all items for each user, and write the best with their original ids."""
     from pathlib import Path
 
+    from src import named_files
+
+    named_files.require_for_prediction(config)  # before what takes seconds to import
+
     from src import checkpoint, report
     from src.native import compiler
     from src.run_folder import RunFolder
@@ -158,6 +162,7 @@ def write_predictions(
     from src.callbacks import FreedMemory
     from src.data.batching import BATCHES_TOGETHER, TOKENS_PER_PART, HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
+    from src.progress import Progress
 
     settings = config.inference
     cli.quiet()
@@ -178,7 +183,7 @@ def write_predictions(
         use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
-        callbacks=[writer, FreedMemory()],
+        callbacks=[writer, FreedMemory(), Progress()],
         enable_model_summary=False,
     )
     part, batch_size = None, settings.batch_size

@@ -4,11 +4,13 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from src import cli
+from src import cli, named_files
 from src.config import Config, TrainingConfig
+from src.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +21,16 @@ if TYPE_CHECKING:
     from src.data import BERT4RecDataModule
     from src.data.titles import Titles
     from src.models import BERT4Rec
-    from src.run_folder import RunFolder
 
 
 def train(config: Config) -> float | None:
+    """Look for the files that are named, and train with the output folder locked; see `fit_and_evaluate`."""
+    named_files.require_for_training(config)  # before what takes seconds to import
+    with RunFolder.at(config.output_dir).locked():
+        return fit_and_evaluate(config)
+
+
+def fit_and_evaluate(config: Config) -> float | None:
     """Fit, evaluate the best checkpoint, and write metrics.json.
 
     Returns:
@@ -38,7 +46,6 @@ def train(config: Config) -> float | None:
     from src.data.titles import read_titles
     from src.errors import UserError
     from src.native import compiler
-    from src.run_folder import RunFolder
 
     cli.quiet()
     compiler.switch(config.native)
@@ -129,9 +136,14 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if trainer.interrupted and trainer.is_global_zero:
+            last = trainer.checkpoint_callbacks[-1]
+            can_resume = isinstance(last, LastCheckpoint) and last.path.exists()
+            number = signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else signal.SIGTERM
+            left = "there is a checkpoint from before that" if can_resume else "there is no checkpoint yet"
             raise StoppedError(
-                f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
-                " from the checkpoint before that"
+                f"training was stopped at once by {number.name} in epoch {trainer.current_epoch}: {left}",
+                number,
+                can_resume,
             ) from stop
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -147,7 +159,6 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
 def build_data(config: Config) -> "BERT4RecDataModule":
     from src.data import BERT4RecDataModule
     from src.data.table import TableOptions
-    from src.run_folder import RunFolder
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,
@@ -252,6 +263,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from src import logs, resume, sweep
     from src.callbacks import FreedMemory, LastCheckpoint
     from src.errors import UserError
+    from src.progress import Progress
     from src.pruning import Pruning
 
     training = config.training
@@ -269,7 +281,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     log_to = logs.loggers(training.logger, folder, steps)
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
-        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+    callbacks.append(Progress(training.monitor_metric))
     if (trial := sweep.current_trial()) is not None:
         callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))

@@ -1,9 +1,11 @@
 """What goes on beside the steps of training: checkpoints, orders to stop, and processes that help."""
 
+import functools
 import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -184,8 +186,8 @@ class LastCheckpoint(Checkpoint):
             _end(
                 trainer,
                 f"training was stopped by {name} after step {trainer.global_step}, in epoch {trainer.current_epoch}:"
-                f" {self.path} has it all, go on with training.resume=true",
-                StoppedError,
+                f" {self.path} has it all",
+                functools.partial(StoppedError, signal=self._stop_signal or signal.SIGTERM, can_resume=True),
             )
 
     def _restore_handlers(self) -> None:
@@ -274,7 +276,7 @@ def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     )
 
 
-def _end(trainer: pl.Trainer, message: str, kind: type[UserError] = UserError) -> None:
+def _end(trainer: pl.Trainer, message: str, kind: Callable[[str], UserError] = UserError) -> None:
     """End all processes; one of them says why."""
     if trainer.is_global_zero:
         raise kind(message)

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from src import memory
-from src.config import PATH_KEYS, Config, parse
+from src.config import Config, parse
 from src.errors import StoppedError, UserError
 from src.extras import how_to_install
 from src.run_folder import RunFolder
+from src.words import start, unquoted
 
 if TYPE_CHECKING:
     import optuna
@@ -105,7 +107,7 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         state = "stopped" if was_stopped_early(folder) else "done"
     except StoppedError as error:
         print(f"error: {error}; the sweep ends with it", file=sys.stderr)
-        sys.exit(1)  # a launcher would go on to the next run after any other exception
+        sys.exit(128 + error.signal)  # a launcher would go on to the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
         print(f"error: {note}", file=sys.stderr, flush=True)
@@ -168,7 +170,13 @@ class Closing(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         register_search()
         _records.clear()
+        _held.close()
         folder = RunFolder.at(config.output_dir)
+        try:
+            _held.enter_context(folder.locked())
+        except UserError as error:  # Hydra makes a warning of any other exception here
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         if archived := folder.archive_sweep():
             print(f"the earlier sweep went to {archived}")
 
@@ -176,9 +184,11 @@ class Closing(Callback):
         folder = RunFolder.at(config.output_dir).sweep
         _records[:] = read_records(folder)
         print("\n" + summarize(_records, folder))
+        _held.close()
 
 
 _records: list[Record] = []
+_held = ExitStack()  # the lock on the sweep's folder
 
 
 def raise_if_all_failed() -> None:
@@ -212,7 +222,7 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     lines = ["", f"{len(records)} runs, best first", *lines, ""]
     if best.value is not None:
         run = RunFolder(folder / str(best.number))
-        lines += [f"best        python train_bert4rec.py {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
+        lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
         lines += [f"checkpoint  {run.best}"]
     lines += [f"table       {folder / 'sweep.csv'}"]
     return "\n".join([*lines, f"picture     {draw(records, varied, folder / 'sweep.png')}"])
@@ -220,13 +230,8 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
 
 def shown_words(overrides: Sequence[str], without: Sequence[str] = ()) -> str:
     """Overrides as a person would type them in a shell, without these keys."""
-    words = []
-    for key, value in (word.split("=", 1) for word in overrides):
-        if key in PATH_KEYS and value[0] == value[-1] == "'":
-            value = value[1:-1].replace("\\'", "'")
-        if key not in without:
-            words.append(shlex.quote(f"{key}={value}"))
-    return " ".join(words)
+    shown = (unquoted(word) for word in overrides if word.partition("=")[0] not in without)
+    return " ".join(map(shlex.quote, shown))
 
 
 def varied_settings(records: Sequence[Record]) -> list[str]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import train_bert4rec
 from src import cli
-from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics
+from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics, value_text
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
@@ -465,11 +465,14 @@ def test_metrics_that_may_be_monitored() -> None:
     ],
 )
 def test_value_of_the_wrong_type_is_refused_by_name(key: str, value: Any) -> None:
-    assert refusal({key: value}).startswith(f"{key}: ")
+    is_section = key in ("model", "data.columns")
+    assert refusal({key: value}).startswith(
+        f"{key} is a section" if is_section else f"{key}={value_text(value)} is not"
+    )
 
 
 def test_wrong_type_within_a_list_is_refused_by_name() -> None:
-    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk[1]: ")
+    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk=[10,x] is not possible: ")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from predict_bert4rec import predict
 from src import help
 from src.batch import TrainBatch
-from src.cli import quote_path
 from src.config import known_keys
+from src.words import quote_text
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
 from train_bert4rec import train
 
@@ -115,7 +115,7 @@ def test_command_exists_and_its_overrides_fit(document: str, command: str) -> No
         if words[:1] == ["--help"]:
             assert not help.text(f"{script}_bert4rec.py", "", words[1:]).startswith("no setting")
             continue
-        overrides = [quote_path(word, "-m" in words) for word in words if "=" in word]
+        overrides = [quote_text(word, "-m" in words) for word in words if "=" in word]
         compose(*(first_value(word) for word in overrides if not word.startswith("hydra")))
 
 

@@ -99,7 +99,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     ):
         assert step == same_step
         assert value == pytest.approx(same, abs=1e-5)
-    assert {path.name for path in two.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in two.folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     for folder in (one.folder, two.folder):  # of training, of the test after it, and of the closing figures
         assert len(list((folder / "logs").glob("events*"))) == 3

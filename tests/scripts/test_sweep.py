@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_every_combination_has_a_run_in_a_folder_of_its_own(grid: tuple[Path, Ou
         (0.02, 5),
     ]
     assert all((folder / "sweep" / str(n) / "checkpoints" / "best.ckpt").is_file() for n in range(4))
-    assert [path.name for path in folder.iterdir()] == ["sweep"]
+    assert {path.name for path in folder.iterdir()} == {".lock", "sweep"}
 
 
 def test_the_closing_names_the_best_run_its_command_and_its_checkpoint(
@@ -176,12 +177,12 @@ def test_a_run_that_is_told_to_stop_ends_the_sweep(table: Table, tmp_path: Path)
     def stops_at_the_second(config: Config) -> float:
         rates.append(config.training.lr)
         if len(rates) == 2:
-            raise StoppedError("training was stopped at epoch 7")
+            raise StoppedError("training was stopped at epoch 7", signal.SIGTERM)
         return 0.5
 
     words = ("-m", *table.overrides, f"output_dir={tmp_path}", "training.lr=0.001,0.01,0.02")
     outcome = call(stops_at_the_second, *words)
-    assert (outcome.code, outcome.err) == (1, "error: training was stopped at epoch 7; the sweep ends with it\n")
+    assert (outcome.code, outcome.err) == (143, "error: training was stopped at epoch 7; the sweep ends with it\n")
     assert rates == [0.001, 0.01]
 
 
