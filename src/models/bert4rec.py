@@ -16,7 +16,7 @@ from src.models.functional import Reused
 from src.models.helpers import Helpers
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
 from src.models.objective import Objective
-from src.models.optimizer import RowwiseAdam
+from src.models.optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
 
 
 class Ranks(Metric):
@@ -269,12 +269,16 @@ class BERT4Rec(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
-        adam = torch.optim.Adam if self.objective.loss == "softmax" else RowwiseAdam
-        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else adam
-        # Lightning cannot clip what a fused optimiser unscales itself in mixed precision.
-        trainer = self._trainer
-        clips_mixed = trainer is not None and trainer.gradient_clip_val and str(trainer.precision).endswith("mixed")
-        optimizer = optimizer_class(groups, lr=self.lr, fused=not clips_mixed)
+        optimizer: torch.optim.Optimizer
+        options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters())}
+        if self.objective.loss != "softmax":
+            if self.optimizer != "adam":
+                raise ValueError(f"loss={self.objective.loss} needs optimizer=adam, not {self.optimizer}")
+            optimizer = RowwiseAdam(groups, tables=[self.network.output.weight], **options)
+        else:
+            optimizer = (torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam)(groups, **options)
+        if self._trainer is not None and self.trainer.gradient_clip_val:
+            leave_scaling_to_scaler(optimizer)  # clipping needs unscaled gradients
         if self.scheduler == "none" and self.warmup_steps == 0:
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)
