@@ -34,8 +34,8 @@ class Ranks(Metric):
         self.ranks.append(ranks)
 
     def compute(self) -> Tensor:
-        """[users] int64, sorted, so that no sum over them depends on who ranked whom."""
-        return dim_zero_cat(self.ranks).sort().values
+        """[users] int64 on the CPU, sorted, so that no sum over them depends on who ranked whom."""
+        return dim_zero_cat(self.ranks).cpu().sort().values
 
 
 class BERT4Rec(pl.LightningModule):
@@ -224,14 +224,15 @@ class BERT4Rec(pl.LightningModule):
     def candidate_scores(self, batch: PredictBatch | EvalBatch, reused: Reused | None = None) -> Tensor:
         """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2].
 
-        With `reused`, they are overwritten by the next ones.
+        In float32 whatever the training precision, or in float64 if the weights are. With `reused`, they are
+        overwritten by the next ones.
         """
-        scores = self.network.logits(self.network.encode_last(batch.inputs), reused).float()
+        scores = self.network.scores(self.network.encode_last(batch.inputs), reused)
         return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
 
     def target_ranks(self, batch: EvalBatch) -> Tensor:
         """0-based rank of each target among all candidates: [B] int64."""
-        output, hidden = self.network.output, self.network.output_transform(self.network.encode_last(batch.inputs))
+        output, hidden = self.network.output, self.network.before_output(self.network.encode_last(batch.inputs))
         return ranking.linear_target_ranks(
             hidden, output.weight, output.bias, batch.targets, batch.seen_rows, batch.seen_items
         )

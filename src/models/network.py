@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src import ranking
 from src.batch import PAD
 from src.models import losses
 from src.models.functional import Reused, attention, dropout, keep_bytes
@@ -242,11 +243,20 @@ class Network(nn.Module):
         positions = inputs.new_full((rows, 1), length - 1)
         return self.encode_parts([(inputs, positions, torch.arange(rows, device=inputs.device))])
 
-    def logits(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
-        """[..., D] -> [..., V], indexed by token id; [B, D] -> [B, V] in memory that is used again, if it is given."""
-        hidden = self.output_transform(hidden)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], indexed by token id."""
+        return F.linear(self.output_transform(hidden), self.output.weight, self.output.bias)
+
+    def before_output(self, hidden: Tensor) -> Tensor:
+        """What the output layer multiplies when it ranks, outside autocast: [B, D] -> [B, D]."""
+        with ranking.without_autocast(hidden.device):
+            transformed: Tensor = self.output_transform(hidden.to(self.output.weight.dtype))
+        return transformed
+
+    def scores(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
+        """`logits` to rank by, see `src.ranking.linear_scores`: [B, D] -> [B, V], in `reused` memory if it is given."""
         linear = F.linear if reused is None else reused.linear
-        return linear(hidden, self.output.weight, self.output.bias)
+        return ranking.linear_scores(self.before_output(hidden), self.output.weight, self.output.bias, linear)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
         """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.
