@@ -31,6 +31,7 @@ def train(config: Config) -> float | None:
     import pytorch_lightning as pl
     import torch
     from lightning_utilities.core.rank_zero import rank_zero_only
+    from pytorch_lightning.strategies import DDPStrategy
 
     from src import checkpoint, logs, report, resume
     from src.callbacks import LastCheckpoint
@@ -72,10 +73,10 @@ def train(config: Config) -> float | None:
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
-    if trainer.world_size > 1 and config.training.loss != "softmax" and not config.model.share_embeddings:
+    if trainer.world_size > 1 and config.training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
         raise UserError(
-            f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
-            " model.share_embeddings=true, training.loss=softmax or training.devices=1"
+            f"training.loss={config.training.loss} on several devices needs training.strategy=ddp, not"
+            f" {config.training.strategy}; or use training.loss=softmax"
         )
     share_steps(config, trainer, data, model)
     last = trainer.checkpoint_callbacks[-1]

@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from src import ranking
 from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
+from src.models.exchange import mean_over_processes
 from src.models.functional import Reused
 from src.models.helpers import Helpers
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
@@ -115,8 +116,10 @@ class BERT4Rec(pl.LightningModule):
             output_bias,
             linear_init,
         )
-        # What several processes exchange of this table: only the rows of a step, as its gradient has with these losses.
-        self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
+        if loss != "softmax":
+            # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
+            names = ["network.output.weight", *(["network.item_embedding.weight"] if share_embeddings else [])]
+            self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
         self.step_targets = 0
@@ -163,9 +166,16 @@ class BERT4Rec(pl.LightningModule):
         return loss if self.trainer.world_size == 1 else loss * self._share(self.step_targets)
 
     def on_after_backward(self) -> None:
-        """Add what the helpers found, before gradients are clipped."""
+        """Exchange what DDP leaves out, and add what the helpers found, before gradients are clipped."""
+        if self._leaves_table_out_of_ddp():
+            table = self.network.output.weight
+            assert table.grad is not None
+            table.grad = mean_over_processes(table.grad)
         if self.helpers is not None and self.helpers.busy:
             self._count_loss(torch.tensor(self.helpers.finish()), 0)
+
+    def _leaves_table_out_of_ddp(self) -> bool:
+        return self.objective.loss != "softmax" and self.trainer.world_size > 1
 
     def _count_loss(self, loss: Tensor, targets: int) -> None:
         """Take part of the mean loss of this step into that of the epoch."""
@@ -179,7 +189,9 @@ class BERT4Rec(pl.LightningModule):
         return mine * self.trainer.world_size / total
 
     def on_train_start(self) -> None:
-        """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
+        """Apply the configured learning rate and weight decay, also after a resume, and begin with the same table."""
+        if self._leaves_table_out_of_ddp():
+            torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
         factor = 1.0
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
@@ -189,6 +201,8 @@ class BERT4Rec(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
                 group |= {"lr": self.lr * factor, "weight_decay": decay, "fused": optimizer.defaults["fused"]}
+            for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
+                state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
 
     def on_train_epoch_start(self) -> None:
         self.epoch_loss = torch.zeros(2, device=self.device)
