@@ -200,7 +200,7 @@ class BERT4Rec(pl.LightningModule):
             schedule.last_epoch = self.global_step
         for optimizer in self.trainer.optimizers:
             for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
-                group |= {"lr": self.lr * factor, "weight_decay": decay, "fused": optimizer.defaults["fused"]}
+                group |= optimizer.defaults | {"lr": self.lr * factor, "weight_decay": decay}
             for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
                 state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
 

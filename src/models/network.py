@@ -17,6 +17,8 @@ from src.models.functional import Reused, attention, dropout, keep_bytes
 from src.native import compiler, encoder
 
 INIT_STD = 0.02
+# Where PyTorch has sparse gradients of embeddings; elsewhere, such as on MPS, they are dense.
+HAVE_SPARSE = ("cpu", "cuda")
 # Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
 FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
 
@@ -187,7 +189,7 @@ class Network(nn.Module):
         table = self.item_embedding.weight if table is None else table
         x = (
             # The gradient of the few rows that are looked up is sparse; the output layer's dense one takes it up.
-            F.embedding(inputs, table, PAD, sparse=self.shares_embeddings)
+            F.embedding(inputs, table, PAD, sparse=self.shares_embeddings and inputs.device.type in HAVE_SPARSE)
             + self.position_embedding.weight[self.max_len - length :]
         )  # [B, L, D]
         x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
@@ -270,10 +272,13 @@ class Network(nn.Module):
     def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].
 
-        Only these rows of the output matrix are read, and they alone get a gradient, a sparse one.
+        Only these rows of the output matrix are read, and they alone get a gradient, a sparse one where there are any.
         """
         hidden = self.output_transform(hidden)  # [N, D]
-        true_rows, negative_rows = (F.embedding(ids, self.output.weight, sparse=True) for ids in (targets, negatives))
+        is_sparse = targets.device.type in HAVE_SPARSE
+        true_rows, negative_rows = (
+            F.embedding(ids, self.output.weight, sparse=is_sparse) for ids in (targets, negatives)
+        )
         true_scores = (hidden * true_rows).sum(dim=1)
         negative_scores = hidden @ negative_rows.t()
         if self.output.bias is not None:
