@@ -159,6 +159,7 @@ def write_predictions(
     import torch
     from torch.utils.data import DataLoader
 
+    from src import devices
     from src.callbacks import FreedMemory
     from src.data.batching import BATCHES_TOGETHER, TOKENS_PER_PART, HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
@@ -186,6 +187,9 @@ def write_predictions(
         callbacks=[writer, FreedMemory(), Progress()],
         enable_model_summary=False,
     )
+    say(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        say(f"note: {unused}")
     part, batch_size = None, settings.batch_size
     if trainer.strategy.root_device.type == "cpu":
         part, batch_size = TOKENS_PER_PART, BATCHES_TOGETHER * batch_size

@@ -39,8 +39,9 @@ def fit_and_evaluate(config: Config) -> float | None:
     import pytorch_lightning as pl
     import torch
     from lightning_utilities.core.rank_zero import rank_zero_only
+    from pytorch_lightning.strategies import DDPStrategy
 
-    from src import checkpoint, logs, report, resume
+    from src import checkpoint, devices, logs, report, resume
     from src.callbacks import LastCheckpoint
     from src.config import flat_settings
     from src.data.titles import read_titles
@@ -69,20 +70,28 @@ def fit_and_evaluate(config: Config) -> float | None:
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
-    if not trains_on_cuda(config) and compiler.library(torch.float32) is None and config.native:
+    if (
+        not devices.trains_on_cuda(config.training.accelerator)
+        and compiler.library(torch.float32) is None
+        and config.native
+    ):
         say(f"note: training goes without compiled code, which takes 1.2 to 2 times as long: {compiler.missing()}")
     require_memory(config, data.num_items)
     model = build_model(config, data.num_items)
-    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
+    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")
 
     folder = RunFolder.at(config.output_dir)
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
-    if trainer.world_size > 1 and config.training.loss != "softmax" and not config.model.share_embeddings:
+    say(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        say(f"note: {unused}")
+    say("", flush=True)
+    if trainer.world_size > 1 and config.training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
         raise UserError(
-            f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
-            " model.share_embeddings=true, training.loss=softmax or training.devices=1"
+            f"training.loss={config.training.loss} on several devices needs training.strategy=ddp, not"
+            f" {config.training.strategy}; or use training.loss=softmax"
         )
     share_steps(config, trainer, data, model)
     last = trainer.checkpoint_callbacks[-1]
@@ -129,7 +138,7 @@ def prepare_resume(
 
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
     """Train, and say in one line why that ended where it did before its end."""
-    from src.callbacks import LastCheckpoint
+    from src import resume
     from src.errors import StoppedError, UserError
 
     try:
@@ -147,8 +156,7 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
             ) from stop
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        last = trainer.checkpoint_callbacks[-1]
-        if isinstance(error, UserError) or path is None or not isinstance(last, LastCheckpoint) or last.has_begun:
+        if isinstance(error, UserError) or path is None or not resume.is_about_state(error):
             raise
         raise UserError(
             f"{path} has a state of training that cannot be taken up ({type(error).__name__}:"
@@ -193,14 +201,14 @@ def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
     from hydra.core.hydra_config import HydraConfig
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    from src import auto, memory
+    from src import auto, devices, memory
 
     config, reasons = auto.choose(
         config,
         data.summary["train_users"],
         data.num_items,
         auto.given_keys(HydraConfig.get().overrides.task),
-        memory.of(torch.device("cuda" if trains_on_cuda(config) else "cpu")),
+        memory.of(torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")),
     )
     rank_zero_only(print)(reasons)
     data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
@@ -240,18 +248,12 @@ def require_memory(config: Config, num_items: int) -> None:
     """Refuse a model that the memory cannot hold before it takes any."""
     import torch
 
-    from src import memory
+    from src import devices, memory
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
-    here = memory.HELD if trains_on_cuda(config) else memory.TRAINED
+    here = memory.HELD if devices.trains_on_cuda(config.training.accelerator) else memory.TRAINED
     memory.require(parameters, here, memory.of(torch.device("cpu")))
-
-
-def trains_on_cuda(config: Config) -> bool:
-    import torch
-
-    return config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":
@@ -381,7 +383,7 @@ def finish(
 
     import torch
 
-    from src import logs, report, sweep
+    from src import devices, logs, report, sweep
     from src.config import flat_settings
     from src.data import sample
     from src.evaluation.contest import Contest, tables_of
@@ -415,7 +417,7 @@ def finish(
         wanted = [key.removeprefix("test_") for key in content["figures"]["test"]["popularity"]]
         content["figures"]["test"]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
     content["data"] = data.summary
-    content |= {"settings": asdict(config), "torch": torch.__version__}
+    content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
         final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}

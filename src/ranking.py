@@ -3,6 +3,9 @@
 B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,13 +14,47 @@ from src.batch import PAD
 from src.errors import UserError
 from src.native import compiler, ranks
 
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
 # So many scores, 2 MiB, are compared at a time on a CPU, so that what comes of it stays in cache, and so many, 4 MiB,
 # are computed at a time if they are only to be compared.
 COMPARED_AT_A_TIME, COMPUTED_AT_A_TIME = 2**19, 2**20
+# Up to here a sum of ones in float32 is exact.
+EXACT_IN_FLOAT = 2**24
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
+
+
+def linear_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, linear: Linear = F.linear) -> Tensor:
+    """Scores `hidden` weight^T + bias to rank by: float32 whatever the training precision, float64 if they are that.
+
+    In bfloat16 a score has 256 values between two powers of two. Of 20,000 items many would tie with the target, which
+    counts against it. A copy of the weights in float32, made where they are not, is small beside the scores.
+
+    Args:
+        hidden: [B, D].
+        weight: [V, D].
+        bias: [V] or None.
+        linear: computes the product.
+
+    Returns:
+        [B, V].
+    """
+    with without_autocast(hidden.device):
+        return linear(*_in_full_precision(hidden, weight, bias))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which operations on this device keep the type of their arguments."""
+    is_known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
+
+
+def _in_full_precision(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def candidate_scores(scores: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
@@ -56,14 +93,17 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
         [B] int64.
     """
     target_scores = scores.gather(1, targets[:, None])  # [B, 1]
-    # Ones and zeros as floats: comparing and summing them is several times faster than with booleans, and exact.
-    rows = max(1, COMPARED_AT_A_TIME // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
-    memory = torch.empty_like(scores[:rows])
-    counts = [
-        torch.ge(some, target, out=memory[: len(some)]).sum(dim=1)
-        for some, target in zip(torch.split(scores, rows), torch.split(target_scores, rows), strict=True)
-    ]
-    ranks = torch.cat(counts).long() - 1
+    if scores.device.type == "cpu" and scores.shape[1] <= EXACT_IN_FLOAT:
+        # Ones and zeros as floats: comparing and summing them is several times faster than with booleans.
+        rows = max(1, COMPARED_AT_A_TIME // scores.shape[1])
+        memory = torch.empty_like(scores[:rows])
+        counts = [
+            torch.ge(some, target, out=memory[: len(some)]).sum(dim=1)
+            for some, target in zip(torch.split(scores, rows), torch.split(target_scores, rows), strict=True)
+        ]
+        ranks = torch.cat(counts).long() - 1
+    else:
+        ranks = (scores >= target_scores).sum(dim=1) - 1
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
@@ -71,7 +111,7 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 def linear_target_ranks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
 ) -> Tensor:
-    """`target_ranks` of the scores `hidden` weight^T + bias, with `candidate_scores` taken out of the race.
+    """`target_ranks` of `linear_scores`, with `candidate_scores` taken out of the race.
 
     On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache, by
     compiled code where there is a compiler.
@@ -89,17 +129,15 @@ def linear_target_ranks(
     Raises:
         UserError: if a score is NaN or infinite.
     """
-    tokens = len(weight)
-    is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
-    # bfloat16 counts to 256.
-    can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if is_large and can_count:
-        is_excluded = (targets == PAD) | (targets == tokens - 1)
-        is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
-        counts = _counts(hidden, weight, bias, targets, seen_rows, seen_items)
-        if counts is not None:
-            return counts.masked_fill(is_excluded, UNRANKED)
-    scores = F.linear(hidden, weight, bias).float()
+    with without_autocast(hidden.device):
+        hidden, weight, bias = _in_full_precision(hidden, weight, bias)
+        if hidden.device.type == "cpu" and len(hidden) * len(weight) > COMPUTED_AT_A_TIME:
+            counts = _counts(hidden, weight, bias, targets, seen_rows, seen_items)
+            if counts is not None:
+                is_excluded = (targets == PAD) | (targets == len(weight) - 1)
+                is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
+                return counts.masked_fill(is_excluded, UNRANKED)
+    scores = linear_scores(hidden, weight, bias)
     return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)
 
 
@@ -214,18 +252,21 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def hit(ranks: Tensor, k: int) -> Tensor:
-    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K. Same shape."""
-    return (ranks < k).double()
+    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K.
+
+    As all metrics in float64, and so on the CPU: some devices, such as Apple's, have no float64. Same shape as `ranks`.
+    """
+    return (ranks.cpu() < k).double()
 
 
 def ndcg(ranks: Tensor, k: int) -> Tensor:
     """NDCG@K of each rank: 1 / log2(rank + 2) within the first K places, else 0. Same shape as `ranks`."""
-    return hit(ranks, k) / torch.log2(ranks.double() + 2.0)
+    return hit(ranks, k) / torch.log2(ranks.cpu().double() + 2.0)
 
 
 def reciprocal_rank(ranks: Tensor) -> Tensor:
     """1 / (rank + 1), whose mean is MRR. Same shape as `ranks`."""
-    return 1.0 / (ranks.double() + 1.0)
+    return 1.0 / (ranks.cpu().double() + 1.0)
 
 
 def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
@@ -240,6 +281,7 @@ def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
 def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
     """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
     values: dict[str, Tensor] = {}
+    ranks = ranks.cpu()  # once
     for k in topk:
         values[f"hit@{k}"] = hit(ranks, k)
         values[f"ndcg@{k}"] = ndcg(ranks, k)

@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from src import checkpoint, ranking
 from src.batch import PAD, PredictBatch
@@ -133,8 +132,8 @@ class Recommender:
     ) -> tuple[list[list[int]], list[list[float]]]:
         device = self.network.output.weight.device
         part = PredictBatch(*(tensor.to(device) for tensor in part))
-        logits: Tensor = self.network.logits(self.network.encode_last(part.inputs), reused).float()
-        scores = ranking.candidate_scores(logits, part.seen_rows, part.seen_items)
+        scores = self.network.scores(self.network.encode_last(part.inputs), reused)
+        scores = ranking.candidate_scores(scores, part.seen_rows, part.seen_items)
         if is_barred is not None:
             scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
         items, best = ranking.top_k(scores, topk)

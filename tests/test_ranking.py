@@ -295,3 +295,47 @@ def test_top_k_of_a_large_catalogue_is_that_of_a_sort(tokens: int) -> None:
         assert torch.equal(scores.gather(1, items)[items != 0], best[items != 0])
         assert (items[best == -torch.inf] == 0).all()
         assert all(len(set(row)) == k for row in items.tolist() if 0 not in row)
+
+
+LOWER = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+@pytest.mark.parametrize("rows", [40, 200])  # below and above what is computed at a time
+@pytest.mark.parametrize("native", ["0", "auto"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_ranks_of_lower_precision_are_those_of_its_hidden_states_in_float32(
+    mixed: bool, native: str, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among 20,000 items, by whole numbers: exact in float32, where their sums in bfloat16 tie by the hundred."""
+    monkeypatch.setenv(compiler.SWITCH, native)
+    torch.manual_seed(3)
+    hidden, weight, bias = (torch.randint(-128, 129, shape).float() for shape in ((rows, 16), (20_002, 16), (20_002,)))
+    hidden = hidden.to(dtype)
+    if not mixed:  # the weights themselves are of that type
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    targets, seen_rows, seen = (
+        torch.randint(*limits) for limits in ((1, 20_001, (rows,)), (rows, (900,)), (1, 20_001, (900,)))
+    )
+    scores = hidden.double() @ weight.double().t() + bias.double()
+    expected = ranking.target_ranks(ranking.candidate_scores(scores, seen_rows, seen), targets)
+    with torch.autocast("cpu", dtype=dtype, enabled=mixed):
+        ranks = ranking.linear_target_ranks(hidden, weight, bias, targets, seen_rows, seen)
+        listed = ranking.linear_scores(hidden, weight, bias)
+        by_scores = ranking.target_ranks(ranking.candidate_scores(listed, seen_rows, seen), targets)
+    assert listed.dtype == torch.float32
+    assert torch.equal(ranks, expected)
+    assert torch.equal(by_scores, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_keep_full_precision(dtype: torch.dtype) -> None:
+    hidden, weight = torch.ones(1, 1, dtype=dtype), torch.ones(5, 1, dtype=dtype)
+    assert ranking.linear_scores(hidden, weight, None).dtype == dtype
+
+
+def test_ranks_of_more_tokens_than_float32_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "EXACT_IN_FLOAT", ITEMS)
+    monkeypatch.setattr(torch, "ge", None)  # what counts in float
+    ranks = ranking.target_ranks(candidates([[0.0, *range(ITEMS), 0.0]] * 2, [set(), {5}]), torch.tensor([1, 1]))
+    assert ranks.tolist() == [ITEMS - 1, ITEMS - 2]

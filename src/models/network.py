@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src import ranking
 from src.batch import PAD
 from src.models import losses
 from src.models.functional import Reused, attention, dropout, keep_bytes
 from src.native import compiler, encoder
 
 INIT_STD = 0.02
+# Where PyTorch has sparse gradients of embeddings; elsewhere, such as on MPS, they are dense.
+HAVE_SPARSE = ("cpu", "cuda")
 # Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
 FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
 
@@ -186,7 +189,7 @@ class Network(nn.Module):
         table = self.item_embedding.weight if table is None else table
         x = (
             # The gradient of the few rows that are looked up is sparse; the output layer's dense one takes it up.
-            F.embedding(inputs, table, PAD, sparse=self.shares_embeddings)
+            F.embedding(inputs, table, PAD, sparse=self.shares_embeddings and inputs.device.type in HAVE_SPARSE)
             + self.position_embedding.weight[self.max_len - length :]
         )  # [B, L, D]
         x = self.dropout(self.embedding_norm(x)) if self.embedding_norm_first else self.embedding_norm(self.dropout(x))
@@ -242,11 +245,20 @@ class Network(nn.Module):
         positions = inputs.new_full((rows, 1), length - 1)
         return self.encode_parts([(inputs, positions, torch.arange(rows, device=inputs.device))])
 
-    def logits(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
-        """[..., D] -> [..., V], indexed by token id; [B, D] -> [B, V] in memory that is used again, if it is given."""
-        hidden = self.output_transform(hidden)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], indexed by token id."""
+        return F.linear(self.output_transform(hidden), self.output.weight, self.output.bias)
+
+    def before_output(self, hidden: Tensor) -> Tensor:
+        """What the output layer multiplies when it ranks, outside autocast: [B, D] -> [B, D]."""
+        with ranking.without_autocast(hidden.device):
+            transformed: Tensor = self.output_transform(hidden.to(self.output.weight.dtype))
+        return transformed
+
+    def scores(self, hidden: Tensor, reused: Reused | None = None) -> Tensor:
+        """`logits` to rank by, see `src.ranking.linear_scores`: [B, D] -> [B, V], in `reused` memory if it is given."""
         linear = F.linear if reused is None else reused.linear
-        return linear(hidden, self.output.weight, self.output.bias)
+        return ranking.linear_scores(self.before_output(hidden), self.output.weight, self.output.bias, linear)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, table: Tensor | None = None) -> Tensor:
         """Mean cross entropy of `logits(hidden)` [N, V] against `targets` [N], a scalar, without keeping the logits.
@@ -260,10 +272,13 @@ class Network(nn.Module):
     def sampled_scores(self, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].
 
-        Only these rows of the output matrix are read, and they alone get a gradient, a sparse one.
+        Only these rows of the output matrix are read, and they alone get a gradient, a sparse one where there are any.
         """
         hidden = self.output_transform(hidden)  # [N, D]
-        true_rows, negative_rows = (F.embedding(ids, self.output.weight, sparse=True) for ids in (targets, negatives))
+        is_sparse = targets.device.type in HAVE_SPARSE
+        true_rows, negative_rows = (
+            F.embedding(ids, self.output.weight, sparse=is_sparse) for ids in (targets, negatives)
+        )
         true_scores = (hidden * true_rows).sum(dim=1)
         negative_scores = hidden @ negative_rows.t()
         if self.output.bias is not None:
