@@ -139,6 +139,7 @@ def prepare_resume(
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
     """Train, and say in one line why that ended where it did before its end."""
     from src import resume
+    from src.callbacks import LastCheckpoint
     from src.errors import StoppedError, UserError
 
     try:
