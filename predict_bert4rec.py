@@ -24,6 +24,10 @@ def predict(config: Config) -> None:
     """Read the checkpoint and the table, rank all items for each user, and write the best with their original ids."""
     from pathlib import Path
 
+    from src import named_files
+
+    named_files.require_for_prediction(config)  # before what takes seconds to import
+
     from src import checkpoint, report
     from src.native import compiler
     from src.run_folder import RunFolder
@@ -155,9 +159,11 @@ def write_predictions(
     import torch
     from torch.utils.data import DataLoader
 
+    from src import devices
     from src.callbacks import FreedMemory
     from src.data.batching import HistorySet, OrderedBatches
     from src.data.prediction_writer import PredictionWriter
+    from src.progress import Progress
 
     settings = config.inference
     cli.quiet()
@@ -178,9 +184,12 @@ def write_predictions(
         use_distributed_sampler=False,  # the one below shares the users out
         precision=config.training.precision,  # type: ignore[arg-type]
         logger=False,
-        callbacks=[writer, FreedMemory()],
+        callbacks=[writer, FreedMemory(), Progress()],
         enable_model_summary=False,
     )
+    say(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        say(f"note: {unused}")
     history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
     in_order = OrderedBatches(
         np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False

@@ -4,10 +4,12 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import shlex
+import signal
 from typing import TYPE_CHECKING, Any
 
-from src import cli
+from src import cli, named_files
 from src.config import Config, TrainingConfig
+from src.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +20,16 @@ if TYPE_CHECKING:
     from src.data import BERT4RecDataModule
     from src.data.titles import Titles
     from src.models import BERT4Rec
-    from src.run_folder import RunFolder
 
 
 def train(config: Config) -> float | None:
+    """Look for the files that are named, and train with the output folder locked; see `fit_and_evaluate`."""
+    named_files.require_for_training(config)  # before what takes seconds to import
+    with RunFolder.at(config.output_dir).locked():
+        return fit_and_evaluate(config)
+
+
+def fit_and_evaluate(config: Config) -> float | None:
     """Fit, evaluate the best checkpoint, and write metrics.json.
 
     Returns:
@@ -30,14 +38,14 @@ def train(config: Config) -> float | None:
     import pytorch_lightning as pl
     import torch
     from lightning_utilities.core.rank_zero import rank_zero_only
+    from pytorch_lightning.strategies import DDPStrategy
 
-    from src import checkpoint, logs, report, resume
+    from src import checkpoint, devices, logs, report, resume
     from src.callbacks import LastCheckpoint
     from src.config import flat_settings
     from src.data.titles import read_titles
     from src.errors import UserError
     from src.native import compiler
-    from src.run_folder import RunFolder
 
     cli.quiet()
     compiler.switch(config.native)
@@ -61,20 +69,28 @@ def train(config: Config) -> float | None:
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
-    if not trains_on_cuda(config) and compiler.library(torch.float32) is None and config.native:
+    if (
+        not devices.trains_on_cuda(config.training.accelerator)
+        and compiler.library(torch.float32) is None
+        and config.native
+    ):
         say(f"note: training goes without compiled code, which takes 1.2 to 2 times as long: {compiler.missing()}")
     require_memory(config, data.num_items)
     model = build_model(config, data.num_items)
-    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters\n", flush=True)
+    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")
 
     folder = RunFolder.at(config.output_dir)
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
-    if trainer.world_size > 1 and config.training.loss != "softmax" and not config.model.share_embeddings:
+    say(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        say(f"note: {unused}")
+    say("", flush=True)
+    if trainer.world_size > 1 and config.training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
         raise UserError(
-            f"training.loss={config.training.loss} with model.share_embeddings=false works on one device only: use"
-            " model.share_embeddings=true, training.loss=softmax or training.devices=1"
+            f"training.loss={config.training.loss} on several devices needs training.strategy=ddp, not"
+            f" {config.training.strategy}; or use training.loss=softmax"
         )
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
@@ -120,6 +136,7 @@ def prepare_resume(
 
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
     """Train, and say in one line why that ended where it did before its end."""
+    from src import resume
     from src.callbacks import LastCheckpoint
     from src.errors import StoppedError, UserError
 
@@ -127,14 +144,18 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
         trainer.fit(model, data, ckpt_path=path, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if trainer.interrupted and trainer.is_global_zero:
+            last = trainer.checkpoint_callbacks[-1]
+            can_resume = isinstance(last, LastCheckpoint) and last.path.exists()
+            number = signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else signal.SIGTERM
+            left = "there is a checkpoint from before that" if can_resume else "there is no checkpoint yet"
             raise StoppedError(
-                f"training was stopped at once in epoch {trainer.current_epoch}: go on with training.resume=true,"
-                " from the checkpoint before that"
+                f"training was stopped at once by {number.name} in epoch {trainer.current_epoch}: {left}",
+                number,
+                can_resume,
             ) from stop
         raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        last = trainer.checkpoint_callbacks[-1]
-        if isinstance(error, UserError) or path is None or not isinstance(last, LastCheckpoint) or last.has_begun:
+        if isinstance(error, UserError) or path is None or not resume.is_about_state(error):
             raise
         raise UserError(
             f"{path} has a state of training that cannot be taken up ({type(error).__name__}:"
@@ -145,7 +166,6 @@ def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", pa
 def build_data(config: Config) -> "BERT4RecDataModule":
     from src.data import BERT4RecDataModule
     from src.data.table import TableOptions
-    from src.run_folder import RunFolder
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,
@@ -180,14 +200,14 @@ def size_by_data(config: Config, data: "BERT4RecDataModule") -> Config:
     from hydra.core.hydra_config import HydraConfig
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    from src import auto, memory
+    from src import auto, devices, memory
 
     config, reasons = auto.choose(
         config,
         data.summary["train_users"],
         data.num_items,
         auto.given_keys(HydraConfig.get().overrides.task),
-        memory.of(torch.device("cuda" if trains_on_cuda(config) else "cpu")),
+        memory.of(torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")),
     )
     rank_zero_only(print)(reasons)
     data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
@@ -227,18 +247,12 @@ def require_memory(config: Config, num_items: int) -> None:
     """Refuse a model that the memory cannot hold before it takes any."""
     import torch
 
-    from src import memory
+    from src import devices, memory
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
-    here = memory.HELD if trains_on_cuda(config) else memory.TRAINED
+    here = memory.HELD if devices.trains_on_cuda(config.training.accelerator) else memory.TRAINED
     memory.require(parameters, here, memory.of(torch.device("cpu")))
-
-
-def trains_on_cuda(config: Config) -> bool:
-    import torch
-
-    return config.training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Trainer":
@@ -250,6 +264,7 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     from src import logs, resume, sweep
     from src.callbacks import FreedMemory, LastCheckpoint
     from src.errors import UserError
+    from src.progress import Progress
     from src.pruning import Pruning
 
     training = config.training
@@ -267,7 +282,8 @@ def build_trainer(config: Config, folder: "RunFolder", steps: int = 0) -> "pl.Tr
     log_to = logs.loggers(training.logger, folder, steps)
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
-        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput(), logs.Progress()]
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+    callbacks.append(Progress(training.monitor_metric))
     if (trial := sweep.current_trial()) is not None:
         callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
@@ -331,7 +347,7 @@ def finish(
 
     import torch
 
-    from src import logs, report, sweep
+    from src import devices, logs, report, sweep
     from src.config import flat_settings
     from src.data import sample
     from src.evaluation.contest import Contest, tables_of
@@ -365,7 +381,7 @@ def finish(
         wanted = [key.removeprefix("test_") for key in content["figures"]["test"]["popularity"]]
         content["figures"]["test"]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
     content["data"] = data.summary
-    content |= {"settings": asdict(config), "torch": torch.__version__}
+    content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
     if trainer.is_global_zero:
         report.write_json(folder.metrics, content)
         final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}

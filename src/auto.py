@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from src.config import Config, ModelConfig
+from src.config import CONFIGS, Config, ModelConfig
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
+PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
+from src.words import start
 
 if TYPE_CHECKING:
     from src.models.bert4rec import BERT4Rec
@@ -37,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"there is no checkpoint {path}: train first with python train_bert4rec.py, or name one with"
+            f"there is no checkpoint {path}: train first with {start('train')}, or name one with"
             " inference.checkpoint_path=FILE"
         )
     try:

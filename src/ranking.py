@@ -4,6 +4,7 @@ B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ TOP_K_BLOCK = 64
 # So many scores, 16 MiB, are in memory at a time, but those of at least so many rows: for each chunk of rows the whole
 # item table is read.
 SCORES_AT_A_TIME, LEAST_ROWS = 2**22, 32
+# Up to here a sum of ones in float32 is exact.
+EXACT_IN_FLOAT = 2**24
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
 
@@ -23,6 +26,18 @@ UNRANKED = 2**31 - 1
 def rows_at_a_time(tokens: int) -> int:
     """Of how many rows the scores of so many tokens are to be in memory at a time."""
     return max(LEAST_ROWS, SCORES_AT_A_TIME // tokens)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which operations on this device keep the type of their arguments."""
+    is_known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
+
+
+def in_full_precision(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All three in float32, or in float64 if one of them is that."""
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def candidate_scores(scores: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
@@ -61,7 +76,11 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
         [B] int64.
     """
     target_scores = scores.gather(1, targets[:, None])  # [B, 1]
-    ranks = (scores >= target_scores).sum(dim=1) - 1
+    if scores.device.type == "cpu" and scores.shape[1] <= EXACT_IN_FLOAT:
+        # Ones and zeros as floats: comparing and summing them is several times faster than with booleans.
+        ranks = torch.ge(scores, target_scores, out=torch.empty_like(scores)).sum(dim=1).long() - 1
+    else:
+        ranks = (scores >= target_scores).sum(dim=1) - 1
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
@@ -69,9 +88,10 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 def linear_candidate_scores(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, seen_rows: Tensor, seen_items: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """`candidate_scores` of hidden weight^T + bias, some rows R at a time, in float32 at least.
+    """`candidate_scores` of hidden weight^T + bias, some rows R at a time.
 
-    Logits of 16 bits would be equal for many items: whoever ranks computes them anew, whatever the training precision.
+    In float32 whatever the training precision, or in float64 if they are that: in bfloat16 a score has 256 values
+    between two powers of two, so that of 20,000 items many would tie with the target, which counts against it.
 
     Args:
         hidden: [B, D].
@@ -85,16 +105,15 @@ def linear_candidate_scores(
     Raises:
         UserError: if a score is NaN or infinite.
     """
-    wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    hidden, matrix = hidden.to(wide), weight.to(wide).t()
+    hidden, weight, bias = in_full_precision(hidden, weight, bias)
     rows = rows_at_a_time(len(weight))
     memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
     starts = range(0, len(hidden), rows)
     cuts = torch.searchsorted(seen_rows, torch.tensor([*starts, len(hidden)], device=hidden.device)).tolist()
     for number, start in enumerate(starts):
         some = hidden[start : start + rows]  # [R, D]
-        with torch.autocast(hidden.device.type, enabled=False):
-            scores = torch.mm(some, matrix, out=memory[: len(some)])  # [R, V]
+        with without_autocast(hidden.device):
+            scores = torch.mm(some, weight.t(), out=memory[: len(some)])  # [R, V]
         if bias is not None:
             scores += bias
         seen = slice(cuts[number], cuts[number + 1])
@@ -159,18 +178,21 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def hit(ranks: Tensor, k: int) -> Tensor:
-    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K. Same shape."""
-    return (ranks < k).double()
+    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K.
+
+    As all metrics in float64, and so on the CPU: some devices, such as Apple's, have no float64. Same shape as `ranks`.
+    """
+    return (ranks.cpu() < k).double()
 
 
 def ndcg(ranks: Tensor, k: int) -> Tensor:
     """NDCG@K of each rank: 1 / log2(rank + 2) within the first K places, else 0. Same shape as `ranks`."""
-    return hit(ranks, k) / torch.log2(ranks.double() + 2.0)
+    return hit(ranks, k) / torch.log2(ranks.cpu().double() + 2.0)
 
 
 def reciprocal_rank(ranks: Tensor) -> Tensor:
     """1 / (rank + 1), whose mean is MRR. Same shape as `ranks`."""
-    return 1.0 / (ranks.double() + 1.0)
+    return 1.0 / (ranks.cpu().double() + 1.0)
 
 
 def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
@@ -185,6 +207,7 @@ def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
 def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
     """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
     values: dict[str, Tensor] = {}
+    ranks = ranks.cpu()  # once
     for k in topk:
         values[f"hit@{k}"] = hit(ranks, k)
         values[f"ndcg@{k}"] = ndcg(ranks, k)

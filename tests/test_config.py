@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import train_bert4rec
 from src import cli
-from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics
+from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics, value_text
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
@@ -462,11 +462,14 @@ def test_metrics_that_may_be_monitored() -> None:
     ],
 )
 def test_value_of_the_wrong_type_is_refused_by_name(key: str, value: Any) -> None:
-    assert refusal({key: value}).startswith(f"{key}: ")
+    is_section = key in ("model", "data.columns")
+    assert refusal({key: value}).startswith(
+        f"{key} is a section" if is_section else f"{key}={value_text(value)} is not"
+    )
 
 
 def test_wrong_type_within_a_list_is_refused_by_name() -> None:
-    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk[1]: ")
+    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk=[10,x] is not possible: ")
 
 
 @pytest.mark.parametrize(
@@ -711,3 +714,10 @@ def test_what_a_job_does_not_heed_is_refused(words: tuple[str, ...], line: str) 
     with pytest.raises(UserError) as refused:
         parse(composed(*words))
     assert str(refused.value) == line
+
+
+def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do() -> None:
+    assert unknown_key_message("training.cpu_processes") == (
+        "there is no setting training.cpu_processes since November 2026: leave it out; a training step runs in one"
+        " process, on all threads"
+    )

@@ -197,23 +197,6 @@ def test_a_rank_is_never_below_zero_whatever_rounding_does(native: str) -> None:
     assert ranked(native, hidden, weight, None, targets, rows, items).tolist() == [0] * 40
 
 
-def test_scores_of_lower_precision_are_ranked_in_float32() -> None:
-    """In 16 bits many items would tie, and ties count against the target."""
-    torch.manual_seed(4)
-    hidden, weight = torch.randn(64, 16), 0.1 * torch.randn(20_000, 16)
-    targets = torch.randint(1, 19_999, (64,))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(
-            ranked("0", hidden, weight, None, targets, NONE, NONE),
-            ranking.target_ranks(
-                ranking.candidate_scores((hidden.double() @ weight.double().t()).float(), NONE, NONE), targets
-            ),
-        )
-    low = hidden.bfloat16(), weight.bfloat16()
-    exact = ranking.target_ranks(ranking.candidate_scores(low[0].float() @ low[1].float().t(), NONE, NONE), targets)
-    assert torch.equal(ranked("0", *low, None, targets, NONE, NONE), exact)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
 def test_scores_that_are_not_finite_are_an_error(bad: float, token: int) -> None:
@@ -307,3 +290,43 @@ def test_top_k_of_a_large_catalogue_is_that_of_a_sort(tokens: int) -> None:
         assert torch.equal(scores.gather(1, items)[items != 0], best[items != 0])
         assert (items[best == -torch.inf] == 0).all()
         assert all(len(set(row)) == k for row in items.tolist() if 0 not in row)
+
+
+LOWER = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+@pytest.mark.parametrize("rows", [40, 200])  # below and above what is computed at a time
+@pytest.mark.parametrize("native", ["0", "auto"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_ranks_of_lower_precision_are_those_of_its_hidden_states_in_float32(
+    mixed: bool, native: str, rows: int, dtype: torch.dtype
+) -> None:
+    """Among 20,000 items, by whole numbers: exact in float32, where their sums in bfloat16 tie by the hundred."""
+    torch.manual_seed(3)
+    hidden, weight, bias = (torch.randint(-128, 129, shape).float() for shape in ((rows, 16), (20_002, 16), (20_002,)))
+    hidden = hidden.to(dtype)
+    if not mixed:  # the weights themselves are of that type
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    targets, seen_rows, seen = (
+        torch.randint(*limits) for limits in ((1, 20_001, (rows,)), (rows, (900,)), (1, 20_001, (900,)))
+    )
+    scores = hidden.double() @ weight.double().t() + bias.double()
+    expected = ranking.target_ranks(ranking.candidate_scores(scores, seen_rows, seen), targets)
+    with torch.autocast("cpu", dtype=dtype, enabled=mixed):
+        ranks = ranked(native, hidden, weight, bias, targets, seen_rows, seen)
+    assert torch.equal(ranks, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_keep_full_precision(dtype: torch.dtype) -> None:
+    hidden, weight = torch.ones(1, 1, dtype=dtype), torch.ones(5, 1, dtype=dtype)
+    ((_, scores),) = ranking.linear_candidate_scores(hidden, weight, None, NONE, NONE)
+    assert scores.dtype == dtype
+
+
+def test_ranks_of_more_tokens_than_float32_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "EXACT_IN_FLOAT", ITEMS)
+    monkeypatch.setattr(torch, "ge", None)  # what counts in float
+    ranks = ranking.target_ranks(candidates([[0.0, *range(ITEMS), 0.0]] * 2, [set(), {5}]), torch.tensor([1, 1]))
+    assert ranks.tolist() == [ITEMS - 1, ITEMS - 2]

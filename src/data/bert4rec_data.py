@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.batch import EvalBatch, TrainBatch
@@ -118,7 +119,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """In one process of each machine, before `setup`: make or fetch the table."""
         if self.generate_sample:
-            sample.write(self.path, self.seed)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.parent / f".{self.path.name}.lock"):  # of several processes one writes it
+                sample.write(self.path, self.seed)
         if self.download:
             download.fetch(self.download, self.path.parent, self.download_url)
 
@@ -278,5 +281,5 @@ class BERT4RecDataModule(pl.LightningDataModule):
             "batch_size": None,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": not on_cpu,
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from src import checkpoint, cli, report
+from src import checkpoint, cli, devices, report
 from src.callbacks import FreedMemory
 from src.config import Config, flat_settings
 from src.data.batching import EvaluationSet, OrderedBatches
@@ -72,6 +72,10 @@ def evaluate(config: Config) -> None:
     print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
+    trainer = _trainer(config)
+    print(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        print(f"note: {unused}")
 
     filter_seen = config.evaluation.filter_seen
     contest = Contest(
@@ -85,10 +89,10 @@ def evaluate(config: Config) -> None:
         config.evaluation.topk,
     )
     contest.add_baselines(held_out.training)
-    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, model, contest)
+    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
     content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
     content |= {"data": {"path": str(path), "rows": rows, "users": users}}
-    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config)}
+    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config), **devices.describe(trainer)}
     output_path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(output_path, content)
     print("\n" + report.figures(content))
@@ -137,9 +141,9 @@ def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
         print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
 
 
-def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
+def _trainer(config: Config) -> pl.Trainer:
     cli.quiet()
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=config.training.accelerator,
         devices=1,
         precision=config.training.precision,  # type: ignore[arg-type]
@@ -147,6 +151,9 @@ def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
         callbacks=[FreedMemory()],
         enable_model_summary=False,
     )
+
+
+def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:
     evaluation_set = contest.evaluation_set
     by_length = np.argsort(evaluation_set.histories.last(model.max_len - 1).lengths, kind="stable")
     loader = DataLoader(

@@ -13,8 +13,9 @@ from torchmetrics.utilities import dim_zero_cat
 from src import ranking
 from src.batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
 from src.models import losses
+from src.models.exchange import mean_over_processes
 from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
-from src.models.optimizer import RowwiseAdam
+from src.models.optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
 from src.native import door
 
 
@@ -33,8 +34,8 @@ class Ranks(Metric):
         self.ranks.append(ranks)
 
     def compute(self) -> Tensor:
-        """[users] int64, sorted, so that no sum over them depends on who ranked whom."""
-        return dim_zero_cat(self.ranks).sort().values
+        """[users] int64 on the CPU, sorted, so that no sum over them depends on who ranked whom."""
+        return dim_zero_cat(self.ranks).cpu().sort().values
 
 
 class BERT4Rec(pl.LightningModule):
@@ -117,8 +118,11 @@ class BERT4Rec(pl.LightningModule):
                 linear_init=linear_init,
             ),
         )
-        # What several processes exchange of this table: only the rows of a step, as its gradient has with these losses.
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
+        if loss != "softmax":
+            # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
+            names = ["network.output.weight", *(["network.item_embedding.weight"] if share_embeddings else [])]
+            self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
         self.step_targets = 0
@@ -162,6 +166,16 @@ class BERT4Rec(pl.LightningModule):
         self._count_loss(loss.detach().float(), self.step_targets)
         return loss if self.trainer.world_size == 1 else loss * self._share(self.step_targets)
 
+    def on_after_backward(self) -> None:
+        """Exchange what DDP leaves out, before gradients are clipped."""
+        if self._leaves_table_out_of_ddp():
+            table = self.network.output.weight
+            assert table.grad is not None
+            table.grad = mean_over_processes(table.grad)
+
+    def _leaves_table_out_of_ddp(self) -> bool:
+        return self.loss_name != "softmax" and self.trainer.world_size > 1
+
     def _count_loss(self, loss: Tensor, targets: int) -> None:
         """Take part of the mean loss of this step into that of the epoch."""
         added = torch.stack([loss * self.step_targets, torch.full_like(loss, targets)])
@@ -174,7 +188,14 @@ class BERT4Rec(pl.LightningModule):
         return mine * self.trainer.world_size / total
 
     def on_train_start(self) -> None:
-        """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
+        """Apply the configured learning rate and weight decay, also after a resume, and begin with the same table.
+
+        A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
+        """
+        if self._leaves_table_out_of_ddp():
+            torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
+        if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:
+            return
         factor = 1.0
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
@@ -183,7 +204,9 @@ class BERT4Rec(pl.LightningModule):
             schedule.last_epoch = self.global_step
         for optimizer in self.trainer.optimizers:
             for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
-                group |= {"lr": self.lr * factor, "weight_decay": decay, "fused": optimizer.defaults["fused"]}
+                group |= optimizer.defaults | {"lr": self.lr * factor, "weight_decay": decay}
+            for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
+                state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
 
     def on_train_epoch_start(self) -> None:
         self.epoch_loss = torch.zeros(2, device=self.device)
@@ -256,17 +279,23 @@ class BERT4Rec(pl.LightningModule):
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
+        if self.device.type not in losses.HAVE_SPARSE:
+            self.network.item_embedding.sparse = False
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
         exempt = [p for p in self.parameters() if not (p.dim() > 1 or self.decay_norm_and_bias)]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
-        adam = torch.optim.Adam if self.loss_name == "softmax" else RowwiseAdam
-        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else adam
-        # Lightning cannot clip what a fused optimiser unscales itself in mixed precision.
-        trainer = self._trainer
-        clips_mixed = trainer is not None and trainer.gradient_clip_val and str(trainer.precision).endswith("mixed")
-        optimizer = optimizer_class(groups, lr=self.lr, fused=not clips_mixed)
+        optimizer: torch.optim.Optimizer
+        options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters())}
+        if self.loss_name != "softmax":
+            if self.optimizer != "adam":
+                raise ValueError(f"loss={self.loss_name} needs optimizer=adam, not {self.optimizer}")
+            optimizer = RowwiseAdam(groups, tables=[self.network.output.weight], **options)
+        else:
+            optimizer = (torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam)(groups, **options)
+        if self._trainer is not None and self.trainer.gradient_clip_val:
+            leave_scaling_to_scaler(optimizer)  # clipping needs unscaled gradients
         if self.scheduler == "none" and self.warmup_steps == 0:
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)

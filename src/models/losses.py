@@ -14,6 +14,8 @@ from src.models.network import Network
 # So many logits, 16 MiB, are in memory at a time, but those of at least so many targets: for each chunk of rows the
 # whole output matrix is read.
 LOGITS_AT_A_TIME, LEAST_ROWS = 2**22, 128
+# Where PyTorch has sparse gradients of embeddings; elsewhere, such as on MPS, they are dense.
+HAVE_SPARSE = ("cpu", "cuda")
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -109,11 +111,13 @@ def gbce(true_scores: Tensor, negative_scores: Tensor, sampling_rate: float, cal
 def sampled_scores(network: Network, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].
 
-    Only these rows of the output matrix are read, and they alone get a gradient, a sparse one.
+    Only these rows of the output matrix are read, and they alone get a gradient, a sparse one where there are any.
     """
     hidden = network.output_transform(hidden)  # [N, D]
     weight, bias = network.output.weight, network.output.bias
-    true_rows, negative_rows = (F.embedding(ids, weight, sparse=True) for ids in (targets, negatives))
+    true_rows, negative_rows = (
+        F.embedding(ids, weight, sparse=weight.device.type in HAVE_SPARSE) for ids in (targets, negatives)
+    )
     true_scores = (hidden * true_rows).sum(dim=1)
     negative_scores = hidden @ negative_rows.t()
     if bias is not None:

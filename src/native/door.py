@@ -67,8 +67,9 @@ def target_ranks(network: Network, hidden: Tensor, targets: Tensor, seen_rows: T
     Raises:
         UserError: if a score is NaN or infinite.
     """
-    library = _library(network, "output")
-    hidden, weight, bias = network.output_transform(hidden), network.output.weight, network.output.bias
+    with ranking.without_autocast(hidden.device):
+        library = _library(network, "output")
+        hidden, weight, bias = _to_rank(network, hidden)
     if library is not None:
         counted = ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
         if counted is not None:
@@ -82,8 +83,15 @@ def candidate_scores(
     network: Network, hidden: Tensor, seen_rows: Tensor, seen_items: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """`network.logits(hidden)` as `src.ranking.linear_candidate_scores` gives them, some rows at a time."""
-    hidden, weight, bias = network.output_transform(hidden), network.output.weight, network.output.bias
+    with ranking.without_autocast(hidden.device):
+        hidden, weight, bias = _to_rank(network, hidden)
     return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items)
+
+
+def _to_rank(network: Network, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the output layer multiplies when it ranks: [B, D], [V, D] and [V] or None, of one type."""
+    transformed = network.output_transform(hidden.to(network.output.weight.dtype))
+    return ranking.in_full_precision(transformed, network.output.weight, network.output.bias)
 
 
 def _library(network: Network, used: str) -> ctypes.CDLL | None:

@@ -38,7 +38,7 @@ def linear_target_ranks(
     Returns:
         [B] int64, or None if a score is NaN or infinite.
     """
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
+    hidden, weight, targets = hidden.detach().contiguous(), weight.detach().contiguous(), targets.contiguous()
     (rows, width), tokens, threads = hidden.shape, len(weight), torch.get_num_threads()
     if rows == 0:
         return targets.clone()

@@ -195,7 +195,10 @@ def test_ids_of_every_kind_in_parquet(kind: str, tmp_path: Path) -> None:
     ids = pa.array(values, type_)
     if kind == "decimal":
         ids = ids.cast(pa.decimal128(20, 0))
-    (tmp_path / "t.parquet").write_bytes(parquet({"user": ids, "item": ids}))
+    try:
+        (tmp_path / "t.parquet").write_bytes(parquet({"user": ids, "item": ids}))
+    except pa.ArrowNotImplementedError:  # pyarrow 17 reads string_view, but cannot write it
+        pytest.skip(f"this pyarrow writes no {kind} to Parquet")
     interactions = read_interactions(tmp_path / "t.parquet")
     assert interactions.user_ids.to_pylist() == interactions.item_ids.to_pylist() == expected
 

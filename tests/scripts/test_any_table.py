@@ -103,7 +103,7 @@ def test_any_table_is_prepared_or_refused_in_one_line(
         assert "\n" not in refusal
         return
     assert data.summary["rows"] >= data.summary["train_rows"] == len(data.sequences.tokens) > 0
-    assert sum(len(batch.inputs) for step in data.train_dataloader() for batch in step.parts) == len(data.spans)
+    assert sum(len(batch.inputs) for batch in data.train_dataloader()) == len(data.spans)
     assert all("\n" not in note for note in data.notes)
 
 

@@ -333,4 +333,4 @@ def test_ctrl_c_before_training_is_one_line(table: Table, tmp_path: Path, monkey
 
     monkeypatch.setattr("src.data.bert4rec_data.load_training_data", interrupt)
     outcome = call(train, *table.overrides, f"output_dir={tmp_path}", *TINY)
-    assert (outcome.code, outcome.err) == (1, "error: stopped; nothing that was there is lost\n")
+    assert (outcome.code, outcome.err) == (130, "error: stopped; nothing that was there is lost\n")

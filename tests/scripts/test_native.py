@@ -34,14 +34,11 @@ def test_without_a_compiler_training_and_prediction_go_without(table: Table, tmp
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize("processes", ["auto", 1])
-def test_native_true_without_a_compiler_is_one_line_and_loses_nothing(
-    processes: str | int, table: Table, tmp_path: Path
-) -> None:
+def test_native_true_without_a_compiler_is_one_line_and_loses_nothing(table: Table, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train_here(table, folder, "native=false")
     before = files_below(folder)
-    settings = (f"output_dir={folder}", *TINY, "native=true", f"training.cpu_processes={processes}")
+    settings = (f"output_dir={folder}", *TINY, "native=true")
     for task in (train, predict):
         outcome = call(task, *table.overrides, *(settings if task is train else (settings[0], "native=true")))
         assert outcome.code == 1

@@ -2,7 +2,9 @@
 
 import csv
 import re
+import shlex
 import shutil
+import sys
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.scripts.conftest import (
     ITEMS,
     LONELY,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Row,
@@ -138,7 +141,8 @@ def test_stdout_names_the_checkpoint_the_figures_and_the_file(launched: tuple[Ru
     assert "250 rows for 25 users: my run/predictions.csv" in lines
     assert lines[-4:-3] == ["next"]
     kept = "'data.data_dir=my data' 'data.data_file=my ratings.csv' 'output_dir=my run'"
-    assert f"  new users    python predict_bert4rec.py {kept} inference.history=FILE" in lines
+    called = shlex.join([sys.executable, str(ROOT / "predict_bert4rec.py")])
+    assert f"  new users    {called} {kept} inference.history=FILE" in lines
     assert "Traceback" not in outcome.err
     assert "error" not in outcome.err.lower()
 

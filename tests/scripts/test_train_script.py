@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.cli import quote_path
 from src.models import BERT4Rec
+from src.words import quote_text
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Run,
@@ -68,7 +70,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def test_files_are_where_the_specification_has_them(launched: Launched) -> None:
-    assert {path.name for path in launched.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in launched.folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (launched.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
@@ -149,12 +151,12 @@ def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
     assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer"]
     for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
         words = shlex.split(steps[name])
-        assert words[:2] == ["python", f"{script}_bert4rec.py"]
-        given = compose(*map(quote_path, words[2:]))
+        assert words[:2] == [sys.executable, str(ROOT / f"{script}_bert4rec.py")]  # as it was called
+        given = compose(*map(quote_text, words[2:]))
         assert (given.output_dir, given.data.data_dir) == ("my runs/one", "my data")
         assert given.data.data_file == "my ratings.csv"
     assert shlex.split(steps["of the best"])[-1] == "inference.checkpoint_path=my runs/one/checkpoints/best.ckpt"
-    longer = compose(*map(quote_path, shlex.split(steps["longer"])[2:]))
+    longer = compose(*map(quote_text, shlex.split(steps["longer"])[2:]))
     assert (longer.training.resume, longer.training.num_epochs, longer.model.hidden_units) == (True, 4, 8)
 
 

@@ -1,4 +1,4 @@
-"""The sweeper behind `sweep=search`; it stands where Hydra looks for plugins."""
+"""The sweeper behind `sweep=search`."""
 
 import math
 from pathlib import Path
