@@ -3,7 +3,7 @@
 B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -86,7 +86,12 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def linear_candidate_scores(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, seen_rows: Tensor, seen_items: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    linear: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """`candidate_scores` of hidden weight^T + bias, some rows R at a time.
 
@@ -98,6 +103,7 @@ def linear_candidate_scores(
         weight: [V, D].
         bias: [V] or None.
         seen_rows, seen_items: [S] int64 each, as in `candidate_scores`, rows ascending.
+        linear: computes the product, [R, D] -> [R, V], if it is another one.
 
     Yields:
         which rows, and their scores [R, V], in memory that the next ones overwrite.
@@ -113,9 +119,12 @@ def linear_candidate_scores(
     for number, start in enumerate(starts):
         some = hidden[start : start + rows]  # [R, D]
         with without_autocast(hidden.device):
-            scores = torch.mm(some, weight.t(), out=memory[: len(some)])  # [R, V]
-        if bias is not None:
-            scores += bias
+            if linear is not None:
+                scores = linear(some)
+            else:
+                scores = torch.mm(some, weight.t(), out=memory[: len(some)])  # [R, V]
+                if bias is not None:
+                    scores += bias
         seen = slice(cuts[number], cuts[number + 1])
         yield (
             slice(start, start + len(some)),
@@ -124,14 +133,20 @@ def linear_candidate_scores(
 
 
 def linear_target_ranks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    linear: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """`target_ranks` of `linear_candidate_scores`: [B] int64.
 
     Args:
         targets: [B] int64, the true token of each row. An excluded one is `UNRANKED`.
     """
-    chunks = linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items)
+    chunks = linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, linear)
     return torch.cat([targets[:0], *(target_ranks(scores, targets[rows]) for rows, scores in chunks)])
 
 

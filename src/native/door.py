@@ -10,11 +10,12 @@ N targets or places, B rows, L length, D hidden_units, S seen pairs.
 import ctypes
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -26,8 +27,12 @@ from src.native import compiler, cross_entropy, encoder, ranks
 
 # What somebody may have attached to a module, or to all modules of the process.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
-GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-GLOBAL_HOOKS += ("_global_backward_pre_hooks",)
+GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 # Attributes that change nothing that is computed: whether the table's gradient is sparse.
 HARMLESS = {"sparse"}
 # Of float32, kernels and modules differ by some units of the last place, more after several blocks.
@@ -48,9 +53,12 @@ def softmax_loss(network: Network, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy of `network.logits(hidden)` [N, V] against the targets [N] in use; a scalar."""
     library = _library(network, "output")
     hidden, weight, bias = network.output_transform(hidden), network.output.weight, network.output.bias
+    is_used = targets != PAD
+    if _edited_output(network) is not None:
+        total = F.cross_entropy(network.output(hidden).float(), targets, ignore_index=PAD, reduction="sum")
+        return total / is_used.sum().clamp(min=1)
     if library is None:
         return losses.linear_cross_entropy(hidden, weight, bias, targets)
-    is_used = targets != PAD
     if not is_used.all():
         hidden, targets = hidden[is_used], targets[is_used]
         if len(targets) == 0:
@@ -76,7 +84,7 @@ def target_ranks(network: Network, hidden: Tensor, targets: Tensor, seen_rows: T
             is_excluded = (targets == PAD) | (targets == len(weight) - 1)
             is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
             return counted.masked_fill(is_excluded, ranking.UNRANKED)
-    return ranking.linear_target_ranks(hidden, weight, bias, targets, seen_rows, seen_items)
+    return ranking.linear_target_ranks(hidden, weight, bias, targets, seen_rows, seen_items, _edited_output(network))
 
 
 def candidate_scores(
@@ -85,7 +93,19 @@ def candidate_scores(
     """`network.logits(hidden)` as `src.ranking.linear_candidate_scores` gives them, some rows at a time."""
     with ranking.without_autocast(hidden.device):
         hidden, weight, bias = _to_rank(network, hidden)
-    return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items)
+    return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, _edited_output(network))
+
+
+def _edited_output(network: Network) -> Callable[[Tensor], Tensor] | None:
+    """The output layer, scores in float32 at least, if it is more than a product with its matrix."""
+    if difference(network, "output") is None:
+        return None
+
+    def linear(hidden: Tensor) -> Tensor:
+        scores: Tensor = network.output(hidden.to(network.output.weight.dtype))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    return linear
 
 
 def _to_rank(network: Network, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -163,7 +183,7 @@ def difference(network: Network, used: str = "encoder") -> str | None:
         for key, parameter in module._parameters.items():
             shape = expected.shapes[key]
             if parameter is None or shape is None:
-                if parameter is not shape:
+                if parameter is not None or shape is not None:
                     return f"{name}.{key} is missing, or too much"
             elif type(parameter) is not nn.Parameter or parameter.dtype != dtype or parameter.shape != shape:
                 return f"{name}.{key} is no parameter of shape {tuple(shape)} and {dtype}"
@@ -219,18 +239,18 @@ def _agrees(architecture: Architecture, dtype: torch.dtype) -> bool:
         def transformed(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             return network.output_transform(hidden), network.output.weight, network.output.bias
 
+        def detached(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            with torch.no_grad():
+                return transformed(hidden.detach())
+
         plain = network.encode(inputs, places)
         by_modules = outcome(
             plain,
             losses.linear_cross_entropy(*transformed(plain), targets),
-            ranking.linear_target_ranks(
-                *(x if x is None else x.detach() for x in transformed(plain)), targets, seen, seen
-            ),
+            ranking.linear_target_ranks(*detached(plain), targets, seen, seen),
         )
         hidden = encoder.encode(library, network, inputs, places)
-        counted = ranks.linear_target_ranks(
-            library, *(x if x is None else x.detach() for x in transformed(hidden)), targets, seen, seen
-        )
+        counted = ranks.linear_target_ranks(library, *detached(hidden), targets, seen, seen)
         if counted is None:
             return False
         by_kernels = outcome(

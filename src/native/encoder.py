@@ -41,8 +41,8 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, network: Network) -> "Sizes":
         """Of a network, with dropout if it is in training."""
-        of, block = network.architecture, network.blocks[0]  # as all of them
-        rates = (network.dropout.p, block.attention.dropout_rate, block.ffn[2].p)  # type: ignore[index, union-attr]
+        of = network.architecture
+        rates = (of.dropout_rate, of.dropout_in_attention, of.dropout_in_ffn)
         kept = (keep_bytes(rate) if network.training else 256 for rate in rates)
         return cls(of.hidden_units, of.num_heads, of.num_layers, of.max_len, of.embedding_norm_first, *kept)
 

@@ -138,9 +138,9 @@ def test_dropout_follows_from_the_seed_whatever_the_threads(monkeypatch: pytest.
         assert torch.equal(again, before)
 
 
-def alike() -> tuple[Network, Batch]:
+def alike(**rates: float) -> tuple[Network, Batch]:
     """A network to which all tokens at all positions are one, so that only dropout tells hidden states apart."""
-    network = network_of(16, 2, 1, embedding_norm_first=True)
+    network = network_of(16, 2, 1, rates.pop("dropout", 0.0), embedding_norm_first=True, **rates)  # type: ignore[arg-type]
     with torch.no_grad():
         network.position_embedding.weight.zero_()
         network.item_embedding.weight.copy_(network.item_embedding.weight[1].expand(ITEMS + 2, -1))
@@ -151,11 +151,10 @@ def alike() -> tuple[Network, Batch]:
 def test_dropout_hides_as_many_entries_as_it_says(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the embedding: when blocks do nothing but normalise, entries that it hid are all the same number."""
     monkeypatch.setenv(compiler.SWITCH, "1")
-    network, batch = alike()
+    network, batch = alike(dropout=rate)
     with torch.no_grad():
         for name, parameter in network.blocks.named_parameters():
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-    network.dropout.p = rate
     hidden = door.encode(network, *batch)  # [8,200, 16]
     same = torch.isclose(hidden[:, :, None], hidden[:, None, :], rtol=0, atol=1e-9).sum(dim=2).amax(dim=1)
     hidden_entries = same.where(same > 1, 0)
@@ -166,17 +165,13 @@ def test_dropout_hides_as_many_entries_as_it_says(rate: float, monkeypatch: pyte
 def test_dropout_changes_nothing_on_average(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what it is done to is small beside the residual, all that follows is linear but for a little."""
     monkeypatch.setenv(compiler.SWITCH, "1")
-    network, batch = alike()
+    network, batch = alike(**{f"{place}_dropout_rate": 0.25})
     block = network.blocks[0]
     with torch.no_grad():
         block.attention_output.weight.mul_(0.05)
         block.ffn[3].weight.mul_(0.02)
-    expected = door.encode(network, *batch)[0]
-    if place == "attention":
-        block.attention.dropout_rate = 0.25
-    else:
-        block.ffn[2].p = 0.25
-    hidden = door.encode(network, *batch)
+    expected = door.encode(network.eval(), *batch)[0]
+    hidden = door.encode(network.train(), *batch)
     spread = hidden.std(dim=0)
     assert (spread > 1e-5).all()
     assert ((hidden.mean(dim=0) - expected).abs() < 0.1 * spread).all()
