@@ -2,14 +2,14 @@
 
 The catalogue has films and series, each of a genre. A viewer's next view is
 
-- the next episode of a series begun earlier and not finished: any of them, the one just watched less often than those
-  that something else has interrupted;
+- the next episode of a series whose last episode was one, two or three views ago. The one just watched is the least
+  likely: most series are interrupted by something else before the viewer resumes them. Later, a series is given up;
 - or something new, a film or the first episode of a series. Its genre is drawn in proportion to how often the viewer
-  has watched each genre in the whole history (a Polya urn); within the genre, popular titles come more often (Zipf).
+  has watched each genre in the whole history (a Polya urn); within the genre, popular titles come more often.
 
-Nobody watches anything twice. The last item alone tells little of this: the series to resume and the genres preferred
-are spread over the history. The chances are functions of the items watched so far, without a hidden state, so they are
-known exactly. No model can rank better than by them: the figures of that ranking are the best reachable ones.
+Nobody watches anything twice. The last item alone tells too little: it is silent about the series to resume and the
+genres preferred. The chances are functions of the items watched so far, without a hidden state, so they are known
+exactly. No model can rank better than by them: the figures of that ranking are the best reachable ones.
 
 All draws come from integers and basic arithmetic in a fixed order, so a seed gives the same sample on every platform.
 """
@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from src import ranking
 from src.errors import UserError
 
-USERS = 12000
+USERS = 6000
 GENRES = 6
-FILMS, SERIES, EPISODES = 10, 5, 6  # films and series of each genre, episodes of each series
+FILMS, SERIES, EPISODES = 4, 5, 6  # films and series of each genre, episodes of each series
 SHORTEST, LONGEST = 10, 30
-RESUME_WEIGHT, JUST_WATCHED_WEIGHT = 4, 2  # of each unfinished series; of the one whose episode was the last view
-NEW_WEIGHT = 1  # of something new, against the weights of all unfinished series
+RESUME_WEIGHTS = (2, 4, 4)  # of a series whose last episode was 1, 2, ... views ago; it is given up after these
+NEW_WEIGHT = 1  # of something new, against the weights of all series to resume
 TASTE_WEIGHT = 2  # of each view of a genre, against 1 for a genre without a view
-POPULARITY_WEIGHT = 60  # of the most popular title of a genre; the n-th has 1/n of it
+POPULARITY_WEIGHT, POPULARITY_SHIFT = 60, 10  # the n-th title of a genre has WEIGHT / (n + SHIFT)
 FIRST_TIME, MEAN_GAP = 1_600_000_000, 200_000  # seconds
 
 
@@ -112,7 +112,8 @@ class Catalogue:
         is_start[GENRES * FILMS :] = np.arange(len(series) * EPISODES) % EPISODES == 0
         for genre in range(GENRES):
             starts = np.flatnonzero(is_start & (self.genres == genre))
-            self.popularity[generator.permutation(starts)] = POPULARITY_WEIGHT // np.arange(1, len(starts) + 1)
+            ranks = np.arange(1, len(starts) + 1) + POPULARITY_SHIFT
+            self.popularity[generator.permutation(starts)] = POPULARITY_WEIGHT // ranks
 
 
 class Viewers:
@@ -136,9 +137,9 @@ class Viewers:
 
     def chances(self) -> NDArray[np.float64]:
         """Compute the chance of each item to be watched next, [users, items]; each row sums to 1."""
-        is_unfinished = (self.episodes > 0) & (self.episodes < EPISODES)
-        resume = is_unfinished * RESUME_WEIGHT  # [users, series]
-        resume[is_unfinished & (self.last_views == self.views)] = JUST_WATCHED_WEIGHT
+        is_unfinished = (self.episodes > 0) & (self.episodes < EPISODES)  # [users, series]
+        ages = np.minimum(self.views - self.last_views, len(RESUME_WEIGHTS))
+        resume = is_unfinished * np.array([*RESUME_WEIGHTS, 0])[ages]
         total = NEW_WEIGHT + resume.sum(axis=1, keepdims=True)  # [users, 1]
 
         tastes = self.tastes * (self.unseen_popularity > 0)  # [users, genres]

@@ -79,14 +79,13 @@ def genre_of(item: int) -> int:
 def expected_chances(catalogue: sample.Catalogue, history: list[int]) -> list[Fraction]:
     """The rules of the module's docstring, for one viewer, written again without arrays."""
     items = range(len(catalogue.genres))
-    watched = [series for item in history if (series := series_of(item)) is not None]
     weights = dict.fromkeys(items, Fraction(0))
-    for series in {series for series, _ in watched}:
-        following = 1 + max(episode for number, episode in watched if number == series)
-        if following < sample.EPISODES:
-            was_last = series_of(history[-1]) == (series, following - 1)
-            item = sample.GENRES * sample.FILMS + series * sample.EPISODES + following
-            weights[item] = Fraction(sample.JUST_WATCHED_WEIGHT if was_last else sample.RESUME_WEIGHT)
+    for age, item in enumerate(reversed(history)):
+        series = series_of(item)
+        if series is None or item + 1 in history or series[1] == sample.EPISODES - 1:
+            continue
+        if age < len(sample.RESUME_WEIGHTS):  # else given up
+            weights[item + 1] = Fraction(sample.RESUME_WEIGHTS[age])
     new = [item for item in items if catalogue.popularity[item] and item not in history]
     genres = {genre_of(item) for item in new}
     tastes = {g: 1 + sample.TASTE_WEIGHT * sum(genre_of(item) == g for item in history) for g in genres}
@@ -144,6 +143,7 @@ def test_series_are_watched_in_order_and_often_after_interruptions(views: list[l
             else:
                 last_episode, last_place = watched[number]
                 assert episode == last_episode + 1
+                assert place - last_place <= len(sample.RESUME_WEIGHTS)
                 resumed += 1
                 interrupted += place > last_place + 1
             watched[number] = episode, place
@@ -220,7 +220,7 @@ def test_the_histories_are_the_same_on_every_platform(few: None) -> None:
     digest = hashlib.sha256()
     for array in (items, lengths, ranks):
         digest.update(array.astype("<i8").tobytes())
-    assert digest.hexdigest()[:16] == "9d4faa040cca65e3"
+    assert digest.hexdigest()[:16] == "e0ca0fcd51bcfac8"
 
 
 def test_the_seed_decides(few: None, tmp_path: Path) -> None:
