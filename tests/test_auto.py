@@ -105,8 +105,8 @@ def test_a_run_trains_the_model_that_was_announced(table: Table, tmp_path: Path)
         (("data.batch_size=512",), 10_000, 1_000_000, 3_416, 64, 8),
         (("data.batch_size=128",), 40_000, 270_000, 54_542, 2, 1),  # a large catalogue: the weights outweigh the batch
         (("data.batch_size=12",), 10_000, 1_000_000, 3_416, 64, 1),
-        (("experiment=sample", "training.cpu_processes=auto"), 3_000, 80_000, 400, 2, 2),
-        (("experiment=sample", "training.num_epochs=5"), 3_000, 80_000, 400, 2, 1),  # done in seconds
+        (("experiment=sample", "training.cpu_processes=auto"), 6_000, 108_000, 204, 2, 2),
+        (("experiment=sample", "training.num_epochs=5"), 6_000, 108_000, 204, 2, 1),  # done in seconds
         (("experiment=best/ml-1m", "training.max_steps=100"), 10_000, 1_000_000, 3_416, 2, 1),
         (("training.num_epochs=100000",), 200, 1_000, 500, 2, 1),  # long, but of steps that are too short to share
     ],
