@@ -291,6 +291,7 @@ def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 def _end(trainer: pl.Trainer, message: str, kind: Callable[[str], UserError] = UserError) -> None:
     """End all processes; one of them says why."""
+    error = kind(message)
     if trainer.is_global_zero:
-        raise kind(message)
-    raise SystemExit(1)
+        raise error
+    raise SystemExit(128 + error.signal if isinstance(error, StoppedError) else 1)
