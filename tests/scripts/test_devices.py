@@ -1,8 +1,13 @@
 """Several processes, run for real, give what one gives: the same figures, the same table, one output folder."""
 
+import hashlib
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -239,3 +244,55 @@ def test_lower_precision_has_no_nan_and_figures_nearby(
 def test_make_rows_has_what_the_counts_above_rely_on(table: Table) -> None:
     assert len(table.histories) == 25
     assert len(make_rows()) == len(table.rows)
+
+
+def prepare_sample(folder: str, together: Any) -> None:
+    """Make the sample as a process that a launcher started does it; putting it in place takes a while."""
+    from src.data import BERT4RecDataModule, sample
+
+    replace = os.replace
+
+    def slowly(source: Any, target: Any) -> None:
+        time.sleep(0.5)
+        replace(source, target)
+
+    sample.os.replace = slowly  # type: ignore[attr-defined]
+    data = BERT4RecDataModule(folder, "sample.csv", generate_sample=True)
+    together.wait()
+    data.prepare_data()
+
+
+def test_two_processes_that_start_together_make_one_sample(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+    processes = [context.Process(target=prepare_sample, args=(str(tmp_path), together)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    best = json.loads((tmp_path / "sample.csv.best.json").read_text())
+    assert hashlib.sha256((tmp_path / "sample.csv").read_bytes()).hexdigest() == best["sha256"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_line_names_the_device_and_metrics_have_it(trained: Run, table: Table, tmp_path: Path) -> None:
+    lines = [line for line in trained.out.splitlines() if line.startswith("device ")]
+    assert len(lines) == 1
+    content = json.loads((trained.folder / "metrics.json").read_text())
+    assert lines[0] == f"device      {content['device']}, {content['precision']}"
+    assert content["device"].startswith("CPU, ")
+    assert content["precision"] == "32-true"
+    settings = (*table.overrides, f"output_dir={trained.folder}", *TINY, f"inference.output_path={tmp_path}/p.csv")
+    assert lines[0] in call(predict, *settings).out
+    evaluated = (*settings, "inference.evaluate=true", f"inference.output_path={tmp_path}/e.json")
+    assert lines[0] in call(predict, *evaluated).out
+    assert json.loads((tmp_path / "e.json").read_text())["device"] == content["device"]
+
+
+def test_a_sampled_loss_on_several_devices_names_the_strategy_it_needs(table: Table, tmp_path: Path) -> None:
+    settings = (*TINY, f"output_dir={tmp_path}", "training.loss=gbce", "training.devices=2")
+    with mock.patch("pytorch_lightning.Trainer.strategy", mock.Mock(root_device=torch.device("cpu"), world_size=2)):
+        outcome = call(train, *table.overrides, *settings, "training.strategy=ddp")
+    assert outcome.code == 1
+    assert "training.loss=gbce on several devices needs training.strategy=ddp" in outcome.err
