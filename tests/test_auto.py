@@ -63,10 +63,10 @@ def test_the_batch_is_halved_until_it_fits_half_of_the_memory() -> None:
 
 def test_the_estimate_is_above_what_is_kept_for_backward() -> None:
     """Saved tensors of a real step, counted, against the estimate without weights."""
-    from src.models.network import Network
+    from src.models.network import Architecture, Network
 
     model = replace(compose().model, hidden_units=32, num_heads=2, num_layers=2, max_len=20)
-    network = Network(50, 32, 2, 2, 20)
+    network = Network(50, Architecture(32, 2, 2, 20))
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

@@ -187,6 +187,21 @@ def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(native: str
     assert ranked(native, torch.ones(1, 1), weight, None, torch.tensor([2]), NONE, NONE).tolist() == [2]
 
 
+@pytest.mark.parametrize("width", [16, 33, 64])
+@pytest.mark.parametrize("native", ["0", "auto"])
+def test_an_item_with_the_same_row_ties(native: str, width: int) -> None:
+    """Of each item there are two: the target's twin counts against it, and so does no rounding."""
+    torch.manual_seed(5)
+    hidden, single = torch.randn(100, width), torch.randn(500, width)
+    weight = torch.cat([torch.zeros(1, width), single.repeat_interleave(2, dim=0), torch.zeros(1, width)])
+    targets = torch.randint(1, 1001, (100,))
+    scores = hidden.double() @ single.double().t()
+    better = (scores > scores.gather(1, (targets[:, None] - 1) // 2)).sum(dim=1)
+    ranks = ranked(native, hidden, weight, None, targets, NONE, NONE)
+    assert ((ranks - (2 * better + 1)).abs() <= 2).all()  # where two scores are within rounding of each other
+    assert (ranks % 2 == 1).all()
+
+
 @pytest.mark.parametrize("native", ["0", "auto"])
 def test_a_rank_is_never_below_zero_whatever_rounding_does(native: str) -> None:
     """The target is left out of the count, not subtracted from it: where it is the only candidate it has rank 0."""

@@ -188,7 +188,7 @@ def reviewed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         package_scores = np.zeros((len(sequences), len(ids) + 2))
         for batch in loader:
             with torch.inference_mode():
-                scores = model.candidate_scores(batch)
+                scores = torch.cat([some.clone() for _, some in model.candidate_scores(batch)])
                 batch_ranks = ranking.target_ranks(scores, batch.targets)
             package_scores[batch.users.numpy()] = scores.numpy()
             for user, rank in zip(batch.users.tolist(), batch_ranks.tolist(), strict=True):

@@ -41,6 +41,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device, dtype = hidden.device.type, hidden.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float16 and device == "cpu":  # logits can be beyond its range, and it is no faster there
+            dtype = torch.float32
         wide = torch.promote_types(hidden.dtype, torch.float32)
         is_used = targets != PAD
         share = is_used.to(wide) / is_used.sum().clamp(min=1)  # [N], what each target counts for

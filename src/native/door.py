@@ -43,10 +43,12 @@ ITEMS = 29  # of the network that is compared
 def encode(network: Network, inputs: Tensor, places: Tensor) -> Tensor:
     """`network.encode(inputs, places)`: [B, L] int64, [N] places of the flattened inputs, none padding -> [N, D].
 
-    Places ascend. Unused ones of a `TrainBatch` may not be among them unless the first is.
+    Kernels take places that ascend, as those of a batch without unused slots do.
     """
     library = _library(network, "encoder")
-    return network.encode(inputs, places) if library is None else encoder.encode(library, network, inputs, places)
+    if library is None or bool((places.diff() <= 0).any()):
+        return network.encode(inputs, places)
+    return encoder.encode(library, network, inputs, places)
 
 
 def softmax_loss(network: Network, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -197,14 +199,18 @@ def _same(one: Any, other: Any) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _expected(num_items: int, architecture: Architecture) -> dict[str, list[_Expected]]:
-    with torch.device("meta"):
-        built = Network(num_items, architecture)
+    with torch.random.fork_rng(devices=[]):
+        built = Network(1, architecture)  # with a catalogue of one item: what else is the same in any network
+    sizes = {"num_items": num_items, "num_embeddings": num_items + 2, "out_features": num_items + 2}
     parts: dict[str, list[_Expected]] = {"encoder": [], "output": []}
     for name, module in built.named_modules():
         if name.startswith("output_transform"):
             continue
         attributes = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and k not in HARMLESS}
         shapes = {k: None if p is None else p.shape for k, p in module._parameters.items()}
+        if name in ("", "item_embedding", "output"):
+            attributes |= {k: v for k, v in sizes.items() if k in attributes}
+            shapes = {k: shape and torch.Size([num_items + 2, *shape[1:]]) for k, shape in shapes.items()}
         part = parts["output" if name == "output" else "encoder"]
         part.append(
             _Expected(name, name.rpartition(".")[0], type(module).forward, attributes, shapes, (*module._modules,))

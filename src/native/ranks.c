@@ -42,12 +42,13 @@ static long tokens_of_tile(const Ranks *r)
 long ranks_panels_size(const Ranks *r) { return panels_size(r->width, stride_of(r)); }
 long ranks_scores_size(const Ranks *r) { return tokens_of_tile(r) * stride_of(r); }
 
+/* By the very code that fills a tile, a whole panel at a time: so a target ties with an item of the same score. */
 static real score(const Ranks *r, long row, long token)
 {
-    real some[VEC];
-    const real *panel = r->panels + row / PANEL * r->width * PANEL + row % PANEL / VEC * VEC;
-    multiply(1, VEC, r->width, r->weight + token * r->width, r->width, 1, panel, PANEL, 0, 0, 0, some, VEC);
-    return some[row % VEC] + (r->bias ? r->bias[token] : 0);
+    real some[PANEL];
+    const real *panel = r->panels + row / PANEL * r->width * PANEL;
+    multiply(1, PANEL, r->width, r->weight + token * r->width, r->width, 1, panel, PANEL, 0, 0, 0, some, PANEL);
+    return some[row % PANEL] + (r->bias ? r->bias[token] : 0);
 }
 
 /* Adds 1 to the counts of those rows in which a token scores enough. Returns 0, or no number if a score is none or

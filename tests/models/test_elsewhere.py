@@ -10,6 +10,8 @@ from src import ranking
 from src.batch import EvalBatch, Negatives, PredictBatch
 from src.models import BERT4Rec
 from src.models.bert4rec import Ranks
+from src.models.network import last_places
+from src.native import door
 from tests.models.elsewhere import Device, There
 from tests.models.test_bert4rec import BATCH, ITEMS, make_model
 
@@ -17,7 +19,7 @@ NEGATIVES = Negatives(torch.tensor([5, 2, 11]), torch.zeros(3))
 
 
 def moved(batch: Any) -> Any:
-    return type(batch)(*(There(tensor) for tensor in batch))
+    return type(batch)(*(tensor if tensor is None else There(tensor) for tensor in batch))
 
 
 def test_the_device_refuses_what_it_does_not_have() -> None:
@@ -43,7 +45,7 @@ def on_device(model: BERT4Rec) -> BERT4Rec:
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(There(parameter.detach()))
-    if model.network.shares_embeddings:
+    if model.network.architecture.share_embeddings:
         model.network.output.weight = model.network.item_embedding.weight
     return model
 
@@ -58,7 +60,7 @@ def test_a_step_there_is_the_step_here(loss: str) -> None:
             optimizer = model.configure_optimizers()
             for _ in range(2):
                 optimizer.zero_grad()
-                model.loss(batch, negatives=None if loss == "softmax" else negatives).backward()
+                model.loss(batch if loss == "softmax" else batch._replace(negatives=negatives)).backward()
                 optimizer.step()
     for (name, parameter), (_, twin) in zip(here.named_parameters(), there.named_parameters(), strict=True):
         one, other = parameter.detach(), twin.detach().held
@@ -75,7 +77,10 @@ def test_ranks_and_lists_there_are_those_here() -> None:
     with torch.no_grad(), Device():
         found: list[tuple[Tensor, Tensor]] = []
         for model, batch in ((here, part), (there, moved(part))):
-            items, _ = ranking.top_k(model.candidate_scores(PredictBatch(*batch[:4])), 4)
-            found.append((model.target_ranks(batch).cpu(), items.cpu()))
+            ((_, scores),) = model.candidate_scores(PredictBatch(*batch[:4]))
+            items, _ = ranking.top_k(scores, 4)
+            hidden = door.encode(model.network, batch.inputs, last_places(batch.inputs))
+            ranks = door.target_ranks(model.network, hidden, batch.targets, batch.seen_rows, batch.seen_items)
+            found.append((ranks.cpu(), items.cpu()))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])

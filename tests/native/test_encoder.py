@@ -210,8 +210,11 @@ def test_what_would_read_other_memory_is_an_error() -> None:
     for places in ([1, 4], [-1, 4]):
         with pytest.raises(ValueError, match="is padding"):
             door.encode(network, inputs, torch.tensor(places))
+    library = compiler.library(torch.float64)
     with pytest.raises(ValueError, match="have to ascend"):
-        door.encode(network, inputs, torch.tensor([4, 4]))
+        encoder.encode(library, network, inputs, torch.tensor([4, 4]))  # type: ignore[arg-type]
+    twice = door.encode(network, inputs, torch.tensor([4, 4]))  # by the modules
+    assert torch.equal(twice[0], twice[1])
     with pytest.raises(ValueError, match="beyond the batch"):
         door.encode(network, inputs, torch.tensor([4, 10]))
     for token in (ITEMS + 2, -1):
