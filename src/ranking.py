@@ -115,7 +115,7 @@ def linear_candidate_scores(
     rows = rows_at_a_time(len(weight))
     memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
     starts = range(0, len(hidden), rows)
-    cuts = torch.searchsorted(seen_rows, torch.tensor([*starts, len(hidden)], device=hidden.device)).cpu().tolist()
+    cuts = torch.searchsorted(seen_rows.cpu(), torch.tensor([*starts, len(hidden)])).tolist()
     for number, start in enumerate(starts):
         some = hidden[start : start + rows]  # [R, D]
         with without_autocast(hidden.device):

@@ -279,7 +279,7 @@ class BERT4Rec(pl.LightningModule):
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
-        if self.device.type not in losses.HAVE_SPARSE:
+        if self.network.output.weight.device.type not in losses.HAVE_SPARSE:
             self.network.item_embedding.sparse = False
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
         exempt = [p for p in self.parameters() if not (p.dim() > 1 or self.decay_norm_and_bias)]
