@@ -54,8 +54,9 @@ def predict(config: Config) -> None:
     if settings.topk > candidates:
         say(f"warning: inference.topk={settings.topk}, but there are {candidates:,} items: users get fewer rows")
     rows = write_predictions(config, model, vocabulary, interactions.user_ids, sequences, is_barred, output_path)
-    if folder.metrics.exists():
-        say("\n" + report.closing(folder))
+    if settings.checkpoint_path is None and folder.best.exists():
+        better = cli.command("predict", f"inference.checkpoint_path={folder.best}", also=("inference.",))
+        say(f"note: this was the last epoch; for the best one by validation: {better}")
     say(f"\n{rows:,} rows for {len(interactions.user_ids):,} users: {output_path}")
     steps = {
         "more, scored": cli.command("predict", "inference.topk=20", "inference.with_scores=true"),

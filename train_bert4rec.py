@@ -352,7 +352,11 @@ def finish(
     from src.data import sample
     from src.evaluation.contest import Contest, tables_of
 
-    content: dict[str, Any] = {"seconds": round(seconds, 1), "epochs": trainer.current_epoch}
+    content: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "epochs": whole_epochs(config, trainer),
+        "steps": trainer.global_step,
+    }
     contests: dict[str, Contest] = {}
     stages = {2: ("val", "test"), 1: ("val",), 0: ()}[config.data.holdout]
     chosen = folder.best if folder.best.exists() else folder.last  # training.max_steps may end before a validation
@@ -383,6 +387,7 @@ def finish(
     content["data"] = data.summary
     content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
     if trainer.is_global_zero:
+        content["verdict"] = report.verdict(content, config.evaluation.topk)
         report.write_json(folder.metrics, content)
         final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}
         logs.log_end(trainer, flat_settings(config), final, model, data.vocabulary, titles)
@@ -394,13 +399,25 @@ def finish(
             html.write(folder.report, content, curves, last, data.vocabulary, titles, flat_settings(config))
         print("\n" + report.closing(folder))
         if not sweep.is_running():  # a sweep has a closing of its own
-            print(next_steps(config, folder, chosen))
+            print(next_steps(config, folder, chosen, ended_by_steps(config, trainer)))
     if "val" not in contests:
         return None
     return float(content["figures"]["val"][name][config.training.monitor_metric])
 
 
-def next_steps(config: Config, folder: "RunFolder", chosen: "Path") -> str:
+def ended_by_steps(config: Config, trainer: "pl.Trainer") -> bool:
+    """Whether `training.max_steps` ended the run, not `training.num_epochs`."""
+    return config.training.max_steps is not None and trainer.global_step >= config.training.max_steps
+
+
+def whole_epochs(config: Config, trainer: "pl.Trainer") -> int:
+    """How many epochs are done; one that `training.max_steps` cut short is not."""
+    if ended_by_steps(config, trainer):
+        return trainer.global_step // max(1, int(trainer.num_training_batches))
+    return trainer.current_epoch
+
+
+def next_steps(config: Config, folder: "RunFolder", chosen: "Path", ended_by_steps: bool) -> str:
     """What to run next, ready to be pasted."""
     from src import report
 
@@ -408,11 +425,19 @@ def next_steps(config: Config, folder: "RunFolder", chosen: "Path") -> str:
     if chosen == folder.best:
         steps["of the best"] = cli.command("predict", f"inference.checkpoint_path={folder.best}")
     if config.data.holdout:
-        steps["evaluate"] = cli.command("predict", "inference.evaluate=true")
+        steps["evaluate"] = cli.command(
+            "predict",
+            "inference.evaluate=true",
+            f"inference.checkpoint_path={chosen}",
+            also=("evaluation.", "seed=", "model.", "training.precision=", "training.accelerator=", "native="),
+        )
     if "tensorboard" in config.training.logger:
         steps["curves"] = f"tensorboard --logdir {shlex.quote(str(folder.logs))}"
-    epochs = f"training.num_epochs={2 * config.training.num_epochs}"
-    steps["longer"] = cli.command("train", "training.resume=true", epochs, keeps_all=True)
+    more = [f"training.num_epochs={2 * config.training.num_epochs}"]
+    if ended_by_steps:
+        assert config.training.max_steps is not None
+        more.append(f"training.max_steps={2 * config.training.max_steps}")
+    steps["longer"] = cli.command("train", "training.resume=true", *more, keeps_all=True)
     return report.next_steps(steps)
 
 

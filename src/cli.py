@@ -126,13 +126,14 @@ def check_completion(words: list[str]) -> None:
         raise UserError("--shell-completion goes with install=bash, install=zsh or install=fish, or uninstall=...")
 
 
-def command(name: str, *overrides: str, keeps_all: bool = False) -> str:
+def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str, ...] = ()) -> str:
     """A command line to go on with, such as `python predict_bert4rec.py data.data_file=my.csv inference.topk=20`.
 
     Args:
         name: "train" or "predict".
         overrides: what to add.
         keeps_all: take along every override of this run, instead of those alone that say which data and which folder.
+        also: what else to take along: beginnings of overrides.
     """
     added = {override.partition("=")[0] for override in overrides}
     kept = [
@@ -140,7 +141,7 @@ def command(name: str, *overrides: str, keeps_all: bool = False) -> str:
         for word in _words
         if "=" in word
         and word.partition("=")[0] not in added
-        and (keeps_all or word.startswith(("experiment=", "output_dir=", "data.")))
+        and (keeps_all or word.startswith(("experiment=", "output_dir=", "data.", *also)))
     ]
     start = words.start(name)
     return " ".join([start, *map(shlex.quote, [*kept, *overrides])])
@@ -208,6 +209,7 @@ def unknown_preset_message(group: str, name: str) -> str:
 def quiet() -> None:
     """Silence what Lightning says that helps nobody here; its warnings about real trouble stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of a log folder that a resumed run left as it was
     for message in (
         ".*does not have many workers.*",  # batches are made by a few array operations; workers would only cost
         "Checkpoint directory .* exists and is not empty",  # a resumed run

@@ -442,7 +442,8 @@ class Config:
             self.training.monitor_metric in metrics,
             "training.monitor_metric",
             self.training.monitor_metric,
-            f"evaluation.topk={list(self.evaluation.topk)} gives {', '.join(metrics)}",
+            f"evaluation.topk={list(self.evaluation.topk)} gives {', '.join(metrics)}; add"
+            f" training.monitor_metric={metrics[1]}",
         )
         _require(
             not (self.training.early_stopping and self.data.holdout == 0),

@@ -34,6 +34,7 @@ class HeldOut(NamedTuple):
         targets: [E] int64.
         training: what training on this table would have seen, spans.
         unknown_targets: users left out because the model does not know their last item.
+        kept: [K] int64, all interactions with known items of users that are long enough to train on.
     """
 
     tokens: Indices
@@ -42,6 +43,7 @@ class HeldOut(NamedTuple):
     targets: Indices
     training: Spans
     unknown_targets: int
+    kept: Indices
 
 
 def evaluate(config: Config) -> None:
@@ -93,9 +95,12 @@ def evaluate(config: Config) -> None:
     content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
     content |= {"data": {"path": str(path), "rows": rows, "users": users}}
     content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config), **devices.describe(trainer)}
+    content["verdict"] = report.verdict(content, config.evaluation.topk)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(output_path, content)
     print("\n" + report.figures(content))
+    if content["verdict"]:
+        print(content["verdict"])
     print(f"figures     {output_path}")
     if config.evaluation.report:
         from src.evaluation import html
@@ -127,17 +132,19 @@ def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interaction
         targets=tokens[stops[users] - 1],
         training=training,
         unknown_targets=int((is_evaluated & ~is_known).sum()),
+        kept=tokens[(tokens != 0) & np.repeat(is_kept, lengths)],
     )
 
 
 def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
     if held_out.unknown_targets:
         print(
-            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item and"
-            " would miss all of them"
+            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item;"
+            " training's own figures have items without training interactions among them, as misses"
         )
-    counts = np.bincount(held_out.tokens, minlength=len(vocabulary) + 1)[1:]
-    if np.array_equal(counts, vocabulary.counts):
+    # Of the users that these settings train on, and of all, should training have had another data.min_interactions.
+    counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
+    if any(np.array_equal(count, vocabulary.counts) for count in counts):
         print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from predict_bert4rec import predict
 from src.models import BERT4Rec
 from src.words import quote_text
 from tests.scripts.conftest import (
@@ -433,3 +434,34 @@ def test_repeated_targets_are_named_in_a_warning(table: Table, tmp_path: Path) -
     ranked = train_here(repeating, tmp_path / "ranked", TWO_EPOCHS, "evaluation.filter_seen=false")
     assert "warning" not in ranked.out
     assert metrics(ranked.folder)["figures"] != metrics(run.folder)["figures"]
+
+
+def test_the_proposed_evaluation_gives_the_figures_above_it(table: Table, tmp_path: Path) -> None:
+    settings = ("evaluation.filter_seen=false", "evaluation.protocols=[full,popularity-100]", "seed=7", TWO_EPOCHS)
+    run = train_here(table, tmp_path / "run", *settings)
+    [line] = [line for line in run.out.splitlines() if line.startswith("  evaluate")]
+    words = overrides_of(line)
+    assert f"inference.checkpoint_path={run.best}" in words
+    assert call(predict, *words, "training.accelerator=cpu", "evaluation.report=false").code == 0
+    again = json.loads((run.folder / "evaluation.json").read_text())
+    name = "BERT4Rec (best.ckpt)"
+    there = metrics(run.folder)
+    assert again["figures"]["test"][name] == pytest.approx(there["figures"]["test"][name], abs=1e-12)
+    sampled = there["sampled_figures"]["test"]["popularity-100"][name]
+    assert again["sampled_figures"]["test"]["popularity-100"][name] == pytest.approx(sampled, abs=1e-12)
+
+
+def test_longer_is_longer_after_a_run_that_max_steps_ended(table: Table, tmp_path: Path) -> None:
+    """23 users in batches of 6 are 4 steps an epoch: 6 steps are one and a half."""
+    settings = ("data.batch_size=6", "training.num_epochs=5", "training.max_steps=6")
+    run = train_here(table, tmp_path / "run", *settings)
+    assert "trained 1 epochs, 6 steps, in" in run.out
+    [line] = [line for line in run.out.splitlines() if line.startswith("  longer")]
+    outcome = call(train, *overrides_of(line))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert metrics(run.folder)["steps"] == 12
+
+
+def overrides_of(line: str) -> list[str]:
+    """The overrides of a proposed command."""
+    return [word for word in shlex.split(line) if "=" in word]
