@@ -36,10 +36,13 @@ KNOWN_NAMES = {
         " session_id sessionid session",
         "item": "item item_id itemid iid movie_id movieid product_id productid parent_asin asin article_id articleid"
         " book_id bookid track_id trackid business_id video_id news_id",
-        "time": "time timestamp unix_timestamp unixreviewtime ts datetime date event_time created_at t_dat",
+        "time": "time timestamp time_stamp unix_timestamp unixreviewtime ts datetime date_time date event_time created_at"
+        " created t_dat",
         "rating": "rating ratings overall stars score",
     }.items()
 }
+# Endings of names of a time column, such as last_watch_dt, if a single column has one.
+TIME_ENDINGS = ("_dt", "_ts", "_date", "_time", "_timestamp", "_datetime", "_at")
 DELIMITERS = ("\t", "::", ",", ";", "|", " ")
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 SNIFFED = 2**16  # bytes that show the delimiter and the header
@@ -175,8 +178,45 @@ def _find(names: list[str], role: str, options: TableOptions) -> str | None:
     name = getattr(options, role)
     if name is not None:
         return name if name in names else None
-    known = [re.sub(r":\w+$", "", each.strip().lower()) for each in names]
-    return next((names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known), None)
+    known = [re.sub(r"[\s-]+", "_", re.sub(r":\w+$", "", each.strip().lower())) for each in names]
+    found = next((names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known), None)
+    if found is None and role == "time":
+        ending = [name for name, each in zip(names, known, strict=True) if each.endswith(TIME_ENDINGS)]
+        found = ending[0] if len(ending) == 1 else None
+    return found
+
+
+def _require_no_hidden_time(
+    path: Path, columns: dict[str, str], options: TableOptions, cells: dict[str, list[str]]
+) -> None:
+    """Refuse a table without a known time column in which another column is times throughout: order would be a guess.
+
+    Args:
+        columns: as chosen.
+        cells: some texts of each column, in the order of the rows.
+
+    Raises:
+        UserError: with the setting that names the column, and the one that says that there is none.
+    """
+    if options.time is not None or "time" in columns or len(columns) < 2:
+        return
+    for name, texts in cells.items():
+        if name not in columns.values() and texts and _look_like_times(texts):
+            raise UserError(
+                f"{path} has no column that is known as time, but {name} holds times: add data.columns.time={name}, or"
+                " data.columns.time=false to keep the order of the file"
+            )
+
+
+def _look_like_times(texts: list[str]) -> bool:
+    """Whether all are ISO dates, or Unix times of this century in seconds, milliseconds or microseconds."""
+    column = pd.Series(texts, dtype="object")
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    if np.isfinite(numbers).all():
+        return any(((numbers >= 9.4e8 * unit) & (numbers <= 4e9 * unit)).all() for unit in (1.0, 1e3, 1e6))
+    if not all(re.match(r"\s*\d{4}-\d{2}-\d{2}", text) for text in texts):
+        return False
+    return bool(pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True).notna().all())
 
 
 def _roles(options: TableOptions, ids: Sequence[str]) -> list[str]:
@@ -241,9 +281,21 @@ def _find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> L
     recognised = {
         delimiter: sum(bool(_find(fields[delimiter][0], r, options)) for r in ids) for delimiter in delimiters
     }
-    best = max(delimiters, key=recognised.__getitem__)
+    even = {  # how many lines have as many fields as the header
+        delimiter: sum(len(line) == len(rows[0]) > 1 for line in rows) for delimiter, rows in fields.items()
+    }
+    best = max(delimiters, key=lambda delimiter: (recognised[delimiter], even[delimiter]))
     delimiter = best if recognised[best] else widest
-    return Layout(_choose(fields[delimiter][0], options, ids, path), delimiter, has_header=True)
+    names, rows = (
+        fields[delimiter][0],
+        [line for line in fields[delimiter][1:] if len(line) == len(fields[delimiter][0])],
+    )
+    columns = _choose(names, options, ids, path)
+    if len(ids) == 2:
+        _require_no_hidden_time(
+            path, columns, options, dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
+        )
+    return Layout(columns, delimiter, has_header=True)
 
 
 def _layout_of_places(path: Path, places: dict[str, int], fields: dict[str, list[list[str]]], widest: str) -> Layout:
@@ -428,6 +480,13 @@ def _read_parquet(source: Source, options: TableOptions, ids: Sequence[str]) -> 
     try:
         with pyarrow.parquet.ParquetFile(str(path) if source.content is None else source.content) as file:
             columns = _choose(file.schema_arrow.names, options, ids, path)
+            if len(ids) == 2:
+                cells = {
+                    field.name: ["2000-01-01"]
+                    for field in file.schema_arrow
+                    if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
+                }
+                _require_no_hidden_time(path, columns, options, cells)
             text = [columns[role] for role in ids if _is_text(file.schema_arrow.field(columns[role]).type)]
         with pyarrow.parquet.ParquetFile(
             str(path) if source.content is None else source.content, read_dictionary=text
