@@ -36,8 +36,8 @@ KNOWN_NAMES = {
         " session_id sessionid session",
         "item": "item item_id itemid iid movie_id movieid product_id productid parent_asin asin article_id articleid"
         " book_id bookid track_id trackid business_id video_id news_id",
-        "time": "time timestamp time_stamp unix_timestamp unixreviewtime ts datetime date_time date event_time created_at"
-        " created t_dat",
+        "time": "time timestamp time_stamp unix_timestamp unixreviewtime ts datetime date_time date event_time"
+        " created_at created t_dat",
         "rating": "rating ratings overall stars score",
     }.items()
 }
@@ -286,15 +286,12 @@ def _find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> L
     }
     best = max(delimiters, key=lambda delimiter: (recognised[delimiter], even[delimiter]))
     delimiter = best if recognised[best] else widest
-    names, rows = (
-        fields[delimiter][0],
-        [line for line in fields[delimiter][1:] if len(line) == len(fields[delimiter][0])],
-    )
+    names, *lines_after = fields[delimiter]
+    rows = [line for line in lines_after if len(line) == len(names)]
     columns = _choose(names, options, ids, path)
     if len(ids) == 2:
-        _require_no_hidden_time(
-            path, columns, options, dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
-        )
+        cells = dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
+        _require_no_hidden_time(path, columns, options, cells)
     return Layout(columns, delimiter, has_header=True)
 
 

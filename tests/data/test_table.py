@@ -654,7 +654,7 @@ def test_a_parquet_column_of_times_that_is_not_known_as_such_is_named(tmp_path: 
     path = tmp_path / "t.parquet"
     days = pa.array([2, 1], pa.date32())
     path.write_bytes(parquet({"user": ["a", "a"], "item": ["x", "y"], "watched": days}))
-    with pytest.raises(UserError, match="add data.columns.time=watched, or data.columns.time=false"):
+    with pytest.raises(UserError, match=r"add data\.columns\.time=watched, or data\.columns\.time=false"):
         read_interactions(path, TableOptions())
 
 
