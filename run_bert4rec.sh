@@ -9,7 +9,7 @@ usage() {
 usage: ./run_bert4rec.sh train|predict|both [KEY=VALUE ...]   your data: data.data_dir=FOLDER data.data_file=FILE
        ./run_bert4rec.sh sample [KEY=VALUE ...]               the built-in sample data set, end to end
        ./run_bert4rec.sh test                                 lint, types and tests
-PYTHON=python3.11 ./run_bert4rec.sh ... sets up with that Python.
+PYTHON=python3.11 ./run_bert4rec.sh ... sets up with that Python; SYSTEM_PACKAGES=1 with its torch and other packages too.
 END
 }
 
@@ -48,7 +48,7 @@ make_environment() {
     if [[ -L .venv ]]; then fail ".venv is a link to $(readlink .venv): remove the link, or set that environment up"; fi
     command -v "$python" >/dev/null || fail "there is no $python: install Python 3.11 or newer, or name one with PYTHON=FILE"
     is_new_enough "$python" || fail "Python 3.11 or newer is needed; name one with PYTHON=python3.11"
-    if ! said=$("$python" -m venv .venv --clear 2>&1); then
+    if ! said=$("$python" -m venv .venv --clear ${SYSTEM_PACKAGES:+--system-site-packages} 2>&1); then
         rm -rf .venv # half made, it would only be in the way
         case $said in
         *ensurepip* | *"No module named venv"*)
@@ -66,12 +66,19 @@ install() {
         "or without room on the disk? Run this again, it continues where it stopped"
 }
 
-pip() { .venv/bin/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt "$@"; }
+pip() {
+    local versions=.ci/constraints.txt
+    if uses_system; then versions=/dev/null; fi # those that are there stay; pyproject.toml says which will do
+    .venv/bin/python -m pip install --disable-pip-version-check --constraint "$versions" "$@"
+}
+
+# Whether .venv was made with SYSTEM_PACKAGES=1.
+uses_system() { grep -qs '^include-system-site-packages = true' .venv/pyvenv.cfg; }
 
 # Before gigabytes are downloaded.
 say_what_comes() {
     echo "setting up .venv (once, a few minutes)"
-    if [[ $(uname -s) != Linux ]] || compgen -G ".venv/lib/python*/site-packages/torch" >/dev/null; then return; fi
+    if uses_system || [[ $(uname -s) != Linux ]] || compgen -G ".venv/lib/python*/site-packages/torch" >/dev/null; then return; fi
     if [[ -n ${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-} ]]; then
         echo "PyTorch comes from the package index in PIP_INDEX_URL or PIP_EXTRA_INDEX_URL"
         return

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from src.config import CONFIGS, Config, ModelConfig
+from .config import CONFIGS, Config, ModelConfig
 
 PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them

@@ -17,9 +17,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
-from src import memory, resume
-from src.errors import StoppedError, UserError
-from src.files import PART
+from . import memory, resume
+from .errors import StoppedError, UserError
+from .files import PART
 
 # Kind of random draws, apart from those of `src.data.batching`.
 DROPOUT = 3

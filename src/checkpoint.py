@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
-from src.words import start
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
+from .words import start
 
 if TYPE_CHECKING:
-    from src.models.bert4rec import BERT4Rec
+    from .models.bert4rec import BERT4Rec
 
 
 def load(path: Path) -> "tuple[BERT4Rec, Vocabulary]":
@@ -78,7 +78,7 @@ def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":
     Raises:
         UserError: if parts are missing, or do not fit together.
     """
-    from src.models.bert4rec import BERT4Rec
+    from .models.bert4rec import BERT4Rec
 
     with _explaining(path):
         arguments, weights = content["hyper_parameters"], content["state_dict"]

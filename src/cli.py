@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src import memory, sweep, words
-from src.config import CONFIGS, Config, annotations, misfit, parse, unknown_key_message
-from src.errors import StoppedError, UserError
-from src.extras import how_to_install
+from . import memory, sweep, words
+from .config import CONFIGS, Config, annotations, misfit, parse, unknown_key_message
+from .errors import StoppedError, UserError
+from .extras import how_to_install
 
 # The words of the command line as they were typed, without the script's name.
 _words: list[str] = []
@@ -67,7 +67,8 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
 
     try:
         line = words.read(sys.argv[1:])
-        _words[:] = line.words
+        folder = line.options["config_dir"]  # of presets of the user's own: what comes next needs it too
+        _words[:] = [*([f"--config-dir={folder}"] if folder else []), *line.words]
         if line.options.pop("version"):
             print(version())
             return
@@ -94,10 +95,10 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
 
 
 def print_help(task: Callable[[Config], float | None]) -> None:
-    from src import help
+    from . import help
 
     module = sys.modules[task.__module__]
-    script = Path(str(module.__file__)).name
+    script = f"{task.__name__}_bert4rec.py"
     summary = (module.__doc__ or "").partition("\n")[0]
     asked = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
@@ -141,7 +142,7 @@ def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str
         for word in _words
         if "=" in word
         and word.partition("=")[0] not in added
-        and (keeps_all or word.startswith(("experiment=", "output_dir=", "data.", *also)))
+        and (keeps_all or word.startswith(("--config-dir=", "experiment=", "output_dir=", "data.", *also)))
     ]
     start = words.start(name)
     return " ".join([start, *map(shlex.quote, [*kept, *overrides])])

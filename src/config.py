@@ -27,7 +27,7 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
-from src.errors import UserError
+from .errors import UserError
 
 _HERE = Path(__file__).resolve().parent
 # A wheel carries the settings inside the package, a checkout has them beside it.

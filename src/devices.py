@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src import memory
+from . import memory
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -63,7 +63,7 @@ def name(device: "torch.device", processes: int = 1, precision: str = "32-true")
 def _kernels(precision: str) -> str:
     import torch
 
-    from src.native import compiler
+    from .native import compiler
 
     dtype = {"32-true": torch.float32, "64-true": torch.float64}.get(precision)
     has_kernels = dtype is not None and compiler.library(dtype) is not None

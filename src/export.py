@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src import ranking
-from src.batch import PAD, mask_token
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.extras import how_to_install
-from src.models.network import Network, last_places
+from . import ranking
+from .batch import PAD, mask_token
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .extras import how_to_install
+from .models.network import Network, last_places
 
 # A single file cannot hold more than 2 GiB; above this the weights go into a second one.
 LARGEST_SINGLE_FILE = 1_800_000_000

@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from src.config import CONFIGS, PATH_KEYS, Config, kind_name, known_keys
-from src.errors import UserError
+from .config import CONFIGS, PATH_KEYS, Config, kind_name, known_keys
+from .errors import UserError
 
 # What no range admits; the schema's refusal says what it does admit.
 PROBES: tuple[Any, ...] = (-(10**9), 10**9, -1e9, 1e9, "?", [], None)

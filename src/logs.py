@@ -8,13 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.batch import TrainBatch
-from src.data.titles import Titles
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.extras import how_to_install
-from src.models.bert4rec import BERT4Rec
-from src.run_folder import RunFolder
+from .batch import TrainBatch
+from .data.titles import Titles
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .extras import how_to_install
+from .models.bert4rec import BERT4Rec
+from .run_folder import RunFolder
 
 PROJECT = "bert4rec"
 # TensorBoard's projector shows no more points at a time, and writing them takes a second.

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     import torch

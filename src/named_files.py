@@ -8,10 +8,10 @@ import glob
 import re
 from pathlib import Path
 
-from src import cli, resume
-from src.config import Config
-from src.errors import UserError
-from src.run_folder import RunFolder
+from . import cli, resume
+from .config import Config
+from .errors import UserError
+from .run_folder import RunFolder
 
 TABLE = "name yours with data.data_dir=FOLDER data.data_file=FILE, or try the built-in sample with experiment=sample"
 SHOWN = 5  # names of files

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from src.batch import PAD
-from src.errors import UserError
+from .batch import PAD
+from .errors import UserError
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64

@@ -10,15 +10,15 @@ from typing import Self
 import numpy as np
 import torch
 
-from src import checkpoint, ranking
-from src.batch import PAD, PredictBatch
-from src.data.batching import HistorySet
-from src.data.id_lists import barred_tokens
-from src.data.sequences import Indices, Spans
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.network import Network, last_places
-from src.native import door
+from . import checkpoint, ranking
+from .batch import PAD, PredictBatch
+from .data.batching import HistorySet
+from .data.id_lists import barred_tokens
+from .data.sequences import Indices, Spans
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .models.network import Network, last_places
+from .native import door
 
 Id = str | int
 HISTORIES_AT_ONCE = 1024

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.files import write_whole
-from src.run_folder import RunFolder
+from .files import write_whole
+from .run_folder import RunFolder
 
 STAGES = {"val": "validation", "test": "test"}
 PROTOCOLS = {

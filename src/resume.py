@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import memory
-from src.config import Config
-from src.errors import UserError
-from src.run_folder import RunFolder
+from . import memory
+from .config import Config
+from .errors import UserError
+from .run_folder import RunFolder
 
 RESTORING = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 # What the weights, the optimiser's state and the split depend on.

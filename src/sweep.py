@@ -25,12 +25,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from src import memory
-from src.config import Config, parse
-from src.errors import StoppedError, UserError
-from src.extras import how_to_install
-from src.run_folder import RunFolder
-from src.words import start, unquoted
+from . import memory
+from .config import Config, parse
+from .errors import StoppedError, UserError
+from .extras import how_to_install
+from .run_folder import RunFolder
+from .words import start, unquoted
 
 if TYPE_CHECKING:
     import optuna
@@ -64,7 +64,7 @@ def register_search() -> None:
     It finds plugins by itself in installed packages named hydra_plugins; a checkout has none, and one in a wheel would
     be imported by every other program that uses Hydra.
     """
-    from src.search import SearchSweeper
+    from .search import SearchSweeper
 
     Plugins.instance().class_name_to_class[SearchConf._target_] = SearchSweeper
 

@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from src.config import ALIASES, CONFIGS, annotations, known_keys, misfit, nearest_key, sections, unknown_key_message
-from src.errors import UserError
+from .config import ALIASES, CONFIGS, annotations, known_keys, misfit, nearest_key, sections, unknown_key_message
+from .errors import UserError
 
 GROUPS = ("experiment", "sweep")
 TABLES = (".csv", ".tsv", ".txt", ".inter", ".jsonl", ".parquet", ".gz", ".zst")

@@ -10,8 +10,8 @@ import torch
 from src import auto
 from src.config import Config
 from src.errors import UserError
+from src.train import train
 from tests.scripts.conftest import Table, call, checkpoint, compose, table  # noqa: F401
-from train_bert4rec import train
 
 PLENTY = 2**40
 SIZES = {"small": (32, 2, 2, 30), "medium": (64, 4, 3, 50), "large": (128, 8, 4, 200)}

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-import train_bert4rec
 from src import cli
+from src import train as train_bert4rec
 from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics, value_text
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions

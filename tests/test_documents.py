@@ -23,13 +23,13 @@ import torch.nn.functional as F
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from predict_bert4rec import predict
 from src import help
 from src.batch import TrainBatch
 from src.config import known_keys
+from src.predict import predict
+from src.train import train
 from src.words import quote_text
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
-from train_bert4rec import train
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What stands in these documents beside our own scripts; a new kind of command has to be looked at before it is listed.

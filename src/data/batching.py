@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch, mask_token
-from src.data import masking
-from src.data.sequences import Indices, Spans, flatten, pad_left
+from ..batch import EvalBatch, Negatives, PredictBatch, TrainBatch, mask_token
+from . import masking
+from .sequences import Indices, Spans, flatten, pad_left
 
 # Batches sorted by length together: enough for little padding, few enough for an epoch to stay random.
 BATCHES_IN_POOL = 32

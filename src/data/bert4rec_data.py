@@ -12,9 +12,10 @@ import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, TrainBatch
-from src.data import download, sample
-from src.data.batching import (
+from ..batch import EvalBatch, TrainBatch
+from ..errors import UserError
+from . import download, sample
+from .batching import (
     BATCHES_AHEAD,
     TOKENS_AHEAD,
     AheadLoader,
@@ -24,11 +25,10 @@ from src.data.batching import (
     ShuffledBatches,
     TrainingSet,
 )
-from src.data.prepared import load_training_data
-from src.data.sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
-from src.data.table import TableOptions
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
+from .prepared import load_training_data
+from .sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
+from .table import TableOptions
+from .vocabulary import Vocabulary
 
 
 class BERT4RecDataModule(pl.LightningDataModule):

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.data import files
-from src.data.table import IDS, Part, TableOptions, read_part
-from src.errors import UserError
+from ..errors import UserError
+from . import files
+from .table import IDS, Part, TableOptions, read_part
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ B batch, L longest sequence of the batch.
 import numpy as np
 from numpy.typing import NDArray
 
-from src.batch import PAD, mask_token
+from ..batch import PAD, mask_token
 
 Tokens = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -25,8 +25,8 @@ import pyarrow.csv
 import torch
 from numpy.typing import NDArray
 
-from src import ranking
-from src.errors import UserError
+from .. import ranking
+from ..errors import UserError
 
 USERS = 6000
 GENRES = 6

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src.batch import PAD
-from src.data.vocabulary import Vocabulary
+from ..batch import PAD
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # a recommender needs spans, but no reader of tables
-    from src.data.interactions import Interactions
+    from .interactions import Interactions
 
 Indices = NDArray[np.int64]
 Tokens = NDArray[Any]  # int32 or int64; what becomes a batch is int64

@@ -25,8 +25,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from src.data.files import Source
-from src.errors import UserError
+from ..errors import UserError
+from .files import Source
 
 # In small letters, without what RecBole writes behind a colon; the first of a line that is there is taken.
 KNOWN_NAMES = {

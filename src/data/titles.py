@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from src.errors import UserError
+from ..errors import UserError
 
 
 class Titles:

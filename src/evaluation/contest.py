@@ -8,15 +8,15 @@ import pyarrow as pa
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from src import ranking
-from src.baselines import LastItemSuccessors, Popularity
-from src.data.batching import EvaluationSet
-from src.data.sequences import Indices, Spans
-from src.evaluation import protocols
-from src.evaluation.beyond import beyond_accuracy
-from src.evaluation.bootstrap import interval, resampled_means
-from src.evaluation.observer import Observer, Outcomes, observe
-from src.evaluation.slices import groups
+from .. import ranking
+from ..baselines import LastItemSuccessors, Popularity
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, Spans
+from . import protocols
+from .beyond import beyond_accuracy
+from .bootstrap import interval, resampled_means
+from .observer import Observer, Outcomes, observe
+from .slices import groups
 
 Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src import memory, ranking
-from src.batch import EvalBatch
-from src.data.batching import EvaluationSet
-from src.data.sequences import Indices
-from src.evaluation.protocols import FULL
+from .. import memory, ranking
+from ..batch import EvalBatch
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices
+from .protocols import FULL
 
 
 class Outcomes(NamedTuple):

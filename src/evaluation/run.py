@@ -10,18 +10,18 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from src import checkpoint, cli, devices, report
-from src.callbacks import FreedMemory
-from src.config import Config, flat_settings
-from src.data.batching import EvaluationSet, OrderedBatches
-from src.data.interactions import Interactions
-from src.data.sequences import Indices, Spans, n_core
-from src.data.titles import read_titles
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.evaluation.contest import Contest, tables_of
-from src.inputs import read_table
-from src.run_folder import RunFolder
+from .. import checkpoint, cli, devices, report
+from ..callbacks import FreedMemory
+from ..config import Config, flat_settings
+from ..data.batching import EvaluationSet, OrderedBatches
+from ..data.interactions import Interactions
+from ..data.sequences import Indices, Spans, n_core
+from ..data.titles import read_titles
+from ..data.vocabulary import Vocabulary
+from ..errors import UserError
+from ..inputs import read_table
+from ..run_folder import RunFolder
+from .contest import Contest, tables_of
 
 
 class HeldOut(NamedTuple):
@@ -103,7 +103,7 @@ def evaluate(config: Config) -> None:
         print(content["verdict"])
     print(f"figures     {output_path}")
     if config.evaluation.report:
-        from src.evaluation import html
+        from . import html
 
         html_path = output_path.with_suffix(".html")
         html.write(html_path, content, {}, contest, vocabulary, titles, flat_settings(config))

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src import ranking
-from src.batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
-from src.models import losses
-from src.models.exchange import mean_over_processes
-from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
-from src.models.optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
-from src.native import door
+from .. import ranking
+from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
+from ..native import door
+from . import losses
+from .exchange import mean_over_processes
+from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
+from .optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
 
 
 class Ranks(Metric):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from src.batch import PAD, Negatives
-from src.models.network import Network
+from ..batch import PAD, Negatives
+from .network import Network
 
 # So many logits, 16 MiB, are in memory at a time, but those of at least so many targets: for each chunk of rows the
 # whole output matrix is read.

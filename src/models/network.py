@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.batch import PAD
-from src.models.dropout import Dropout, attention
+from ..batch import PAD
+from .dropout import Dropout, attention
 
 INIT_STD = 0.02
 LINEAR_INITS = ("normal", "xavier")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from src.errors import UserError
+from ..errors import UserError
 
 # Environment variable. 0: compiled code is not used. 1: it is an error if there is none. Else it is used where there is
 # some. The scripts set it by the key `native`; processes that they start inherit it.

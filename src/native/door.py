@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from src import ranking
-from src.batch import PAD
-from src.models import losses
-from src.models.network import Architecture, Network, last_places
-from src.native import compiler, cross_entropy, encoder, ranks
+from .. import ranking
+from ..batch import PAD
+from ..models import losses
+from ..models.network import Architecture, Network, last_places
+from . import compiler, cross_entropy, encoder, ranks
 
 # What somebody may have attached to a module, or to all modules of the process.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from src.batch import PAD
-from src.models.dropout import keep_bytes
-from src.models.network import Network
+from ..batch import PAD
+from ..models.dropout import keep_bytes
+from ..models.network import Network
 
 # Tokens of sequences that go through all layers together: what they need fits in a core's own cache of a megabyte.
 GROUP_TOKENS = 192

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from src.native.cross_entropy import FILL
+from .cross_entropy import FILL
 
 # Pieces of the vocabulary that a thread has: with more than one, a quick thread can take one more.
 SLOTS_PER_THREAD = 4

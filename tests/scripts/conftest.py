@@ -24,7 +24,7 @@ import torch
 
 from src import cli
 from src.config import Config, parse
-from train_bert4rec import train
+from src.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,10 +24,10 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-from predict_bert4rec import predict
 from src import baselines, callbacks, checkpoint, cli, files, report, resume  # noqa: F401
 from src.data import prediction_writer  # noqa: F401
-from train_bert4rec import train
+from src.predict import predict
+from src.train import train
 
 kept: list[torch.library.Library] = []  # what they register holds for as long as they are there
 STAGES = ("before", "half", "written", "replaced")

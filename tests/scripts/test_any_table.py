@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from predict_bert4rec import predict
 from src import memory
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
+from src.predict import predict
+from src.train import train
 from tests.data import test_download
 from tests.data.test_download import server  # noqa: F401
 from tests.scripts.conftest import TINY, Run, Table, call, files_below, make_rows
-from train_bert4rec import train
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # they print a traceback
 

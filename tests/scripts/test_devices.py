@@ -12,7 +12,8 @@ from unittest import mock
 import pytest
 import torch
 
-from predict_bert4rec import predict
+from src.predict import predict
+from src.train import train
 from tests.scripts.conftest import (
     TINY,
     Run,
@@ -27,7 +28,6 @@ from tests.scripts.conftest import (
     write_table,
 )
 from tests.scripts.test_resume import points, training_state
-from train_bert4rec import train
 
 PLAIN = ("model.dropout_rate=0", "model.mask_last_share=1", "training.lr=0.02", "training.num_epochs=2")
 PROTOCOLS = "evaluation.protocols=[full,uniform-100,popularity-100]"

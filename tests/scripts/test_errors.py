@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src import cli
 from src.config import Config
 from src.errors import UserError
+from src.predict import predict
+from src.train import train
 from tests.scripts.conftest import (
     TINY,
     Outcome,
@@ -28,7 +29,6 @@ from tests.scripts.conftest import (
     train_here,
     write_table,
 )
-from train_bert4rec import train
 
 Task = Callable[[Config], float | None]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from predict_bert4rec import predict
 from src.evaluation.run import hold_out
+from src.predict import predict
 from tests.data import interactions_of, lists_of
 from tests.scripts.conftest import (
     ITEMS,

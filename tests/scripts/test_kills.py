@@ -12,10 +12,10 @@ import pytest
 from src import checkpoint as checkpoints
 from src import files
 from src.callbacks import LastCheckpoint
+from src.train import train
 from tests.scripts.conftest import TINY, Run, Sessions, Table, call, checkpoint, same_weights, train_here
 from tests.scripts.forked import STAGES
 from tests.scripts.test_resume import FIVE, assert_same
-from train_bert4rec import train
 
 SETTINGS = (*FIVE, "training.checkpoint_every_n_steps=3", "model.dropout_rate=0.2")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src.native import compiler
+from src.predict import predict
+from src.train import train
 from tests.native import needs_compiler
 from tests.scripts.conftest import TINY, Run, Table, call, checkpoint, files_below, train_here
-from train_bert4rec import train
 
 NOTE = "note: training goes without compiled code, which takes 1.2 to 2 times as long: there is no C compiler"
 

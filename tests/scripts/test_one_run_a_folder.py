@@ -16,8 +16,8 @@ import pytest
 
 from src.errors import UserError
 from src.run_folder import RunFolder
+from src.train import train
 from tests.scripts.conftest import ROOT, TINY, Table, call, files_below, launch
-from train_bert4rec import train
 
 LONG = ("training.num_epochs=100000", "data.batch_size=4")
 SHORT = ("training.num_epochs=1", "training.logger=[]")

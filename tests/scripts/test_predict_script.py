@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src.models import BERT4Rec
+from src.predict import predict
 from tests.scripts.conftest import (
     BRIEF,
     ITEMS,

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.callbacks import LastCheckpoint
 from src.models import BERT4Rec
 from src.progress import Progress
+from src.train import train
 from tests.scripts.conftest import (
     ROOT,
     TINY,
@@ -29,7 +30,6 @@ from tests.scripts.conftest import (
     train_here,
     write_table,
 )
-from train_bert4rec import train
 
 FIVE = ("training.num_epochs=5", "training.lr=0.02", "data.batch_size=6")  # 4 steps an epoch, 20 in all
 VARIANTS = {

@@ -234,6 +234,18 @@ def test_python_names_the_interpreter_of_the_environment(bare: Copy, tmp_path: P
     assert bare.calls[-1] == ["python", "train_bert4rec.py"]
 
 
+def test_packages_of_the_system_keep_their_versions(bare: Copy, tmp_path: Path) -> None:
+    maker = 'mkdir -p "$3/bin"; cp "$(dirname "$0")/record" "$3/bin/python"\n'
+    config = '[ "$5" = --system-site-packages ] && echo "include-system-site-packages = true" >"$3/pyvenv.cfg"; true\n'
+    executable(tmp_path / "chosen", f'#!/bin/sh\nif [ "$2" = venv ]; then {maker}{config}fi\n')
+    executable(tmp_path / "record", RECORD)
+    assert bare.run("train", PYTHON=str(tmp_path / "chosen"), SYSTEM_PACKAGES="1").code == 0
+    bare.stamp().unlink()
+    assert bare.run("train").code == 0  # the environment itself remembers
+    assert len(pip_calls(bare)) == 4
+    assert not any(".ci/constraints.txt" in call for call in pip_calls(bare))
+
+
 # A Python whose `-m venv` makes an environment of stand-ins; `PIP` says what its pip does.
 MAKER = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then [[ $2 != *print* ]] || echo 3.12; exit 0; fi

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from predict_bert4rec import predict
 from src import sweep
 from src.config import CONFIGS, Config
 from src.errors import StoppedError
+from src.predict import predict
+from src.train import train
 from tests.scripts.conftest import ROOT, TINY, Outcome, Table, call, compose, launch
-from train_bert4rec import train
 
 FEW = ("training.num_epochs=2", "data.batch_size=16")
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from predict_bert4rec import predict
 from src.models import BERT4Rec
+from src.predict import predict
+from src.train import train
 from src.words import quote_text
 from tests.scripts.conftest import (
     LONELY_ITEM,
@@ -31,7 +32,6 @@ from tests.scripts.conftest import (
     train_here,
     write_table,
 )
-from train_bert4rec import train
 
 VALIDATION = {"val_hit@10", "val_ndcg@10", "val_mrr"}
 TEST = {"test_hit@10", "test_ndcg@10", "test_mrr"}
