@@ -103,7 +103,7 @@ def test_it_needs_neither_torch_nor_pandas_and_proposes_what_was_called(
 ) -> None:
     code = (
         f"import sys; sys.argv = ['{script}_bert4rec.py', 'data.data_dir=nowhere'];"
-        f"import {script}_bert4rec as script\n"
+        f"from src import {script} as script\n"
         "try:\n"
         f"    script.cli.run(script.{script})\n"
         "finally:\n"
