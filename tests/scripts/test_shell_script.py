@@ -64,7 +64,8 @@ class Copy:
 
     def run(self, *arguments: str, cwd: Path | None = None, **environment: str) -> Outcome:
         command = [str(self.root / "run_bert4rec.sh"), *arguments]
-        everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        outside = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "SYSTEM_PACKAGES")}
+        everything = {**outside, "OMP_NUM_THREADS": "1", **environment}
         ended = subprocess.run(
             command, cwd=cwd or self.root, env=everything, capture_output=True, text=True, timeout=300
         )
