@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from src.recommender import Recommender
+    from .recommender import Recommender
 
 __all__ = ["Recommender"]
 
@@ -11,7 +11,7 @@ __all__ = ["Recommender"]
 def __getattr__(name: str) -> object:
     """`from src import Recommender` without torch for those who import `src` for something else."""
     if name == "Recommender":
-        from src.recommender import Recommender
+        from .recommender import Recommender
 
         return Recommender
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

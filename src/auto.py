@@ -1,20 +1,14 @@
-"""What follows from the data and the machine: the sizes of `experiment=auto`, and the processes of a training step."""
+"""What follows from the data and the machine: the sizes of `experiment=auto`."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from src.config import Config, ModelConfig
+from .config import CONFIGS, Config, ModelConfig
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
+PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
-# A helper process takes two seconds to start, and a millisecond of each step: not for less than half a minute of work.
-MIN_OPERATIONS, MIN_OPERATIONS_OF_A_STEP = 2e12, 5e8
-# Each has gradients of all weights to write, which are added up: on a large catalogue that costs more than it brings.
-MIN_OPERATIONS_OF_A_STEP_PER_WEIGHT = 4e3
-MAX_PROCESSES, MIN_ROWS_OF_A_PROCESS = 8, 8
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 
 
@@ -58,32 +52,6 @@ def choose(config: Config, users: int, items: int, given: Iterable[str], memory:
         needed = training_bytes(model, items, size)
         lines.append(f"            data.batch_size={size}: about {_gib(needed)} GiB of {_gib(memory)} GiB")
     return replace(config, model=model, data=data), "\n".join(lines)
-
-
-def cpu_processes(config: Config, rows: int, tokens: int, items: int, threads: int) -> int:
-    """How many processes share the steps of a training on a CPU: one for each thread if there is enough to do.
-
-    Args:
-        rows, tokens: in an epoch.
-        threads: that there are.
-    """
-    steps_of_epoch = -(-rows // config.data.batch_size)
-    steps = min(config.training.num_epochs * steps_of_epoch, config.training.max_steps or 2**63)
-    of_step = training_operations(config, tokens, items) / steps_of_epoch
-    weights = config.model.hidden_units * (items + 12 * config.model.num_layers * config.model.hidden_units)
-    least = max(MIN_OPERATIONS_OF_A_STEP, MIN_OPERATIONS_OF_A_STEP_PER_WEIGHT * weights)
-    if of_step < least or of_step * steps < MIN_OPERATIONS:
-        return 1
-    return max(1, min(threads, MAX_PROCESSES, config.data.batch_size // MIN_ROWS_OF_A_PROCESS))
-
-
-def training_operations(config: Config, tokens: int, items: int) -> float:
-    """Multiplications and additions of an epoch's matrix products, roughly: a product has three times its own."""
-    width, scored = config.model.hidden_units, items
-    if config.training.loss != "softmax":
-        scored = min(items, config.training.num_negatives)
-    blocks = config.model.num_layers * 12 * width**2
-    return 6.0 * tokens * (blocks + config.model.mask_prob * width * scored)
 
 
 def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.batch import EvalBatch
-from src.data.sequences import Indices, Spans, flatten
+from .batch import EvalBatch
+from .data.sequences import Indices, Spans, flatten
 
 EXACT_IN_FLOAT = 2**24
 

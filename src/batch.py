@@ -1,6 +1,6 @@
 """The batches that data hands to models: every tensor's shape, dtype and special ids, in one place.
 
-B batch, L longest sequence of the batch, M most targets in one sequence, N targets in the batch, S seen pairs.
+B batch, L longest sequence of the batch, N targets in the batch, S seen pairs, K negatives.
 
 Token ids: 0 is padding, 1..num_items are items, num_items + 1 is [MASK]. Sequences are padded on the left, so the last
 column is always the most recent item, and what stands c columns before the end of one row stands as far from the end
@@ -19,15 +19,6 @@ def mask_token(num_items: int) -> int:
     return num_items + 1
 
 
-class TrainBatch(NamedTuple):
-    """Masked sequences and the items to be recovered (Cloze task, paper section 3.6)."""
-
-    inputs: Tensor  # [B, L] int64, tokens after masking
-    positions: Tensor  # [B, M] int64, columns of `inputs` that carry a target; unused slots hold 0
-    slots: Tensor  # [N] int64, which entries of the flattened [B * M] `positions` are in use, ascending
-    targets: Tensor  # [N] int64, the true item at each used slot, 1..num_items
-
-
 class Negatives(NamedTuple):
     """Items that stand for all others in a sampled loss; the same for every target of a step."""
 
@@ -35,17 +26,17 @@ class Negatives(NamedTuple):
     log_counts: Tensor  # [K] float32, log of how often each is expected among the K draws
 
 
-class TrainStep(NamedTuple):
-    """What one optimiser step sees: a batch in parts of similar length, and the negatives if the loss needs some."""
+class TrainBatch(NamedTuple):
+    """Masked sequences and the items to be recovered (Cloze task, paper section 3.6): what one optimiser step sees.
 
-    shares: list[list[TrainBatch]]  # the parts of each process that works on the step, of about as many tokens each
-    negatives: Negatives | None
-    counts: bool = True  # False: a row taken for nothing, by a process for which a last batch was too small
+    A slot with target 0 is unused and counts for nothing, so that N can be a fixed number where shapes have to be. All
+    are unused on a process for which a last batch was too small: it takes part in the step with a row of another.
+    """
 
-    @property
-    def parts(self) -> list[TrainBatch]:
-        """Those of all shares."""
-        return [part for share in self.shares for part in share]
+    inputs: Tensor  # [B, L] int64, tokens after masking
+    places: Tensor  # [N] int64, where the targets stand in the flattened inputs [B * L], ascending among used slots
+    targets: Tensor  # [N] int64, the true item at each place, 1..num_items, or 0
+    negatives: Negatives | None  # if the loss needs some
 
 
 class PredictBatch(NamedTuple):
@@ -53,7 +44,7 @@ class PredictBatch(NamedTuple):
 
     users: Tensor  # [B] int64, row of each user in the data set
     inputs: Tensor  # [B, L] int64, the last column is [MASK]
-    seen_rows: Tensor  # [S] int64, row of the batch ...
+    seen_rows: Tensor  # [S] int64, row of the batch, ascending ...
     seen_items: Tensor  # [S] int64, ... and item that is no candidate in that row
 
 

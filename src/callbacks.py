@@ -1,9 +1,11 @@
-"""What goes on beside the steps of training: checkpoints, orders to stop, and processes that help."""
+"""What goes on beside the steps of training: checkpoints, orders to stop, and memory."""
 
+import functools
 import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +17,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
-from src import memory, resume
-from src.errors import StoppedError, UserError
-from src.files import PART
-from src.models import BERT4Rec
-from src.models.helpers import Helpers
+from . import memory, resume
+from .errors import StoppedError, UserError
+from .files import PART
 
 # Kind of random draws, apart from those of `src.data.batching`.
 DROPOUT = 3
@@ -48,7 +48,6 @@ class LastCheckpoint(Checkpoint):
         self.rewinds = False  # whether a resumed run begins the epoch of the checkpoint anew
         self.seconds = 0.0  # of all sessions before this one
         self.started = time.perf_counter()
-        self.has_begun = False  # a step is done, so whatever was taken up from a checkpoint was sound
         self._stop_signal: int | None = None
         self._is_due = False
         self._validation_is_due = False
@@ -111,7 +110,6 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.has_begun = True
         # On a GPU a look at the loss, or at what other processes were told, waits for the device: not in each step.
         looks = pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0
         if looks:
@@ -184,8 +182,8 @@ class LastCheckpoint(Checkpoint):
             _end(
                 trainer,
                 f"training was stopped by {name} after step {trainer.global_step}, in epoch {trainer.current_epoch}:"
-                f" {self.path} has it all, go on with training.resume=true",
-                StoppedError,
+                f" {self.path} has it all",
+                functools.partial(StoppedError, signal=self._stop_signal or signal.SIGTERM, can_resume=True),
             )
 
     def _restore_handlers(self) -> None:
@@ -194,35 +192,8 @@ class LastCheckpoint(Checkpoint):
         self._handlers = {}
 
 
-class SharedSteps(pl.Callback):
-    """Has helper processes take their share of each training step.
-
-    Args:
-        processes: this one included.
-    """
-
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BERT4Rec)
-        pl_module.helpers = Helpers(pl_module.network, pl_module.objective, self.processes - 1)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BERT4Rec)
-        if pl_module.helpers is not None:
-            pl_module.helpers.close()
-            pl_module.helpers = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
-
-
 class FreedMemory(pl.Callback):
-    """Keeps memory that was freed for the next step of training, and gives it back to the system from time to time."""
-
-    def on_train_start(self, *args: Any) -> None:
-        memory.keep()
+    """Gives memory that was freed back to the system from time to time."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step % memory.STEPS_BETWEEN == 0:
@@ -255,12 +226,27 @@ def seed(number: int, device: torch.device) -> None:
 
 
 def _require_fitting_state(trainer: pl.Trainer) -> None:
-    """See that what the optimiser took up from a checkpoint has the shapes of its parameters."""
+    """Check what the optimisers restored from a checkpoint, before a step fails on it.
+
+    Raises:
+        resume.StateError: if it does not fit the weights.
+    """
     for optimizer in trainer.optimizers:
         for parameter, state in optimizer.state.items():
-            moments = [state[name] for name in ("exp_avg", "exp_avg_sq")] if state else []
+            if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
+                raise resume.StateError(f"a state {str(state)[:40]} of no weight")
+            if not state:
+                continue
+            if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+                raise resume.StateError(f"{', '.join(map(str, state))[:100]} is no state of Adam")
+            values = [state[name] for name in ("step", "exp_avg", "exp_avg_sq")]
+            if not all(isinstance(value, torch.Tensor) for value in values):
+                raise resume.StateError(f"the state of a weight of {tuple(parameter.shape)} has no tensors")
+            steps, *moments = values
             if any(moment.shape != parameter.shape or moment.dtype != parameter.dtype for moment in moments):
-                raise ValueError(f"moments of another shape than a weight of {tuple(parameter.shape)}")
+                raise resume.StateError(f"moments of another shape than a weight of {tuple(parameter.shape)}")
+            if steps.shape != () or not steps.is_floating_point() or not 0 <= float(steps) < math.inf:
+                raise resume.StateError(f"a count of steps of shape {tuple(steps.shape)} and type {steps.dtype}")
 
 
 def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -274,8 +260,9 @@ def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     )
 
 
-def _end(trainer: pl.Trainer, message: str, kind: type[UserError] = UserError) -> None:
+def _end(trainer: pl.Trainer, message: str, kind: Callable[[str], UserError] = UserError) -> None:
     """End all processes; one of them says why."""
+    error = kind(message)
     if trainer.is_global_zero:
-        raise kind(message)
-    raise SystemExit(1)
+        raise error
+    raise SystemExit(128 + error.signal if isinstance(error, StoppedError) else 1)

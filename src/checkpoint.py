@@ -1,8 +1,8 @@
 """Reading checkpoints; one of this package alone is enough to predict with the original ids."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
+from .words import start
 
 if TYPE_CHECKING:
-    from src.models.bert4rec import BERT4Rec
+    from .models.bert4rec import BERT4Rec
 
 
 def load(path: Path) -> "tuple[BERT4Rec, Vocabulary]":
@@ -37,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"there is no checkpoint {path}: train first with python train_bert4rec.py, or name one with"
+            f"there is no checkpoint {path}: train first with {start('train')}, or name one with"
             " inference.checkpoint_path=FILE"
         )
     try:
@@ -62,11 +63,10 @@ def load_network(path: Path) -> tuple[Network, Vocabulary]:
     """As `load`, but the network alone, which needs no Lightning: seconds less for a program that only predicts."""
     content = read(path)
     with _explaining(path):
-        known = inspect.signature(Network).parameters
-        arguments = {name: value for name, value in content["hyper_parameters"].items() if name in known}
+        arguments = dict(content["hyper_parameters"])
         weights = {name.removeprefix("network."): tensor for name, tensor in content["state_dict"].items()}
-        _check_shapes(Network, arguments, weights)
-        network = Network(**arguments)
+        _check_shapes(_network_of, arguments, weights)
+        network = _network_of(**arguments)
         network.load_state_dict(weights)
         vocabulary = _vocabulary(content, network.num_items)
     return network.eval(), vocabulary
@@ -78,7 +78,7 @@ def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":
     Raises:
         UserError: if parts are missing, or do not fit together.
     """
-    from src.models.bert4rec import BERT4Rec
+    from .models.bert4rec import BERT4Rec
 
     with _explaining(path):
         arguments, weights = content["hyper_parameters"], content["state_dict"]
@@ -87,6 +87,12 @@ def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":
         model.load_state_dict(weights)
         vocabulary = _vocabulary(content, model.num_items)
     return model.eval(), vocabulary
+
+
+def _network_of(num_items: int, **hyper_parameters: Any) -> Network:
+    """The network of a model's hyperparameters, among which there are others."""
+    names = {field.name for field in fields(Architecture)}
+    return Network(num_items, Architecture(**{k: v for k, v in hyper_parameters.items() if k in names}))
 
 
 @contextmanager
@@ -132,7 +138,7 @@ def _check_vocabulary(vocabulary: Vocabulary) -> None:
         raise ValueError(f"counts of shape {vocabulary.counts.shape} for {len(vocabulary)} item ids, or below 0")
 
 
-def _check_shapes(model: type[nn.Module], arguments: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def _check_shapes(model: Callable[..., nn.Module], arguments: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """Compare without memory for the weights, so that a forged size cannot ask for any."""
     if not 1 <= arguments.get("num_layers", 1) <= len(weights):
         raise ValueError(f"num_layers={arguments['num_layers']} with {len(weights)} tensors")

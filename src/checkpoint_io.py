@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from src.errors import UserError
-from src.files import write_whole
+from .errors import UserError
+from .files import write_whole
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

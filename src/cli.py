@@ -3,11 +3,14 @@
 import difflib
 import logging
 import os
+import platform
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,10 +20,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from src import memory, sweep
-from src.config import ALIASES, CONFIGS, PATH_KEYS, Config, known_keys, nearest_key, parse, unknown_key_message
-from src.errors import UserError
+from . import memory, sweep, words
+from .config import CONFIGS, Config, annotations, misfit, parse, unknown_key_message
+from .errors import StoppedError, UserError
+from .extras import how_to_install
 
 # The words of the command line as they were typed, without the script's name.
 _words: list[str] = []
@@ -31,8 +36,9 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
 
     With -m, `task` is called once for each run of the sweep, with an output folder of its own.
 
-    A mistake of the user's ends the program with one line on standard error and exit code 1. With the environment
-    variable HYDRA_FULL_ERROR=1 it ends with the full traceback.
+    A mistake of the user's ends the program with one line on standard error and exit code 1; an order to stop with
+    128 and the number of its signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM. With the environment variable
+    HYDRA_FULL_ERROR=1 a mistake ends with the full traceback.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print_help(task)
@@ -43,9 +49,6 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on instead of printing them itself
-    _words[:] = sys.argv[1:]
-    is_sweep = bool({"-m", "--multirun"} & set(_words))
-    sys.argv[1:] = [quote_path(word, is_sweep) for word in _words]
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="bert4rec")
     def entry(composed: DictConfig) -> Any:
@@ -63,61 +66,75 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
             fail(UserError(f"the memory does not suffice ({one_line(error)[:200]}): {memory.SAVES_MEMORY}"))
 
     try:
-        check_words(_words)
-        if is_sweep and not can_sweep:
+        line = words.read(sys.argv[1:])
+        folder = line.options["config_dir"]  # of presets of the user's own: what comes next needs it too
+        _words[:] = [*([f"--config-dir={folder}"] if folder else []), *line.words]
+        if line.options.pop("version"):
+            print(version())
+            return
+        if line.options["shell_completion"]:
+            check_completion(line.words)
+        elif not (line.options["hydra_help"] or line.options["info"]):
+            words.check(line)
+        if line.is_sweep and not can_sweep:
             raise UserError("-m is for training: this script runs once, for one checkpoint")
+        sys.argv[1:] = line.for_hydra()
         entry()
-        if is_sweep:
+        if line.is_sweep:
             sweep.raise_if_all_failed()
-    except (HydraException, OmegaConfBaseException, UserError) as error:
+    except (HydraException, OmegaConfBaseException, UserError, YAMLError, UnicodeDecodeError, OSError) as error:
         if wants_traceback:
             raise
         fail(error)
     except KeyboardInterrupt:  # before or after training, which has an answer of its own
-        fail(UserError("stopped; nothing that was there is lost"))
+        fail(StoppedError("stopped; nothing that was there is lost", signal.SIGINT))
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C outside training
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            fail(StoppedError("stopped; nothing that was there is lost", signal.SIGINT))
+        raise
 
 
 def print_help(task: Callable[[Config], float | None]) -> None:
-    from src import help
+    from . import help
 
     module = sys.modules[task.__module__]
-    script = Path(str(module.__file__)).name
+    script = f"{task.__name__}_bert4rec.py"
     summary = (module.__doc__ or "").partition("\n")[0]
+    asked = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
-        print(help.text(script, summary, [word for word in sys.argv[1:] if not word.startswith("-")]), flush=True)
+        print(help.text(script, summary, asked, words.start(script.partition("_")[0])), flush=True)
     except BrokenPipeError:  # `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_words(words: list[str]) -> None:
-    """What people type who do not know KEY=VALUE yet.
+def version() -> str:
+    """The version of this package, and those that its figures depend on."""
 
-    Raises:
-        UserError: with the way it is written here.
-    """
-    keys = known_keys()
-    names = {*ALIASES, *keys, *(key.rpartition(".")[2] for key in keys)}
-    is_sweep = bool({"-m", "--multirun"} & set(words))
-    for word in words:
-        name = word.lstrip("-").partition("=")[0]
-        if word.startswith("--") and name in names:
-            meant = name if name in keys else nearest_key(name)
-            raise UserError(f"there is no option --{name}: settings are given as KEY=VALUE, here {meant}=VALUE")
-        if is_sweep and name == "output_dir" and "${hydra:" in word:
-            raise UserError(f"{word}: give a plain folder; each run of a sweep has one of its own in it, sweep/NUMBER")
-        if word.endswith((".csv", ".tsv", ".parquet", ".gz", ".zst")) and "=" not in word:
-            folder, file = os.path.split(word)
-            named = shlex.join([f"data.data_dir={folder or '.'}", f"data.data_file={file}"])
-            raise UserError(f"{word} is no setting: name a table with {named}")
+    def of(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "unknown"
+
+    others = [f"{name} {of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
+    others.append(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    return f"bert4rec-lightning {of('bert4rec-lightning')}: {', '.join(others)}"
 
 
-def command(name: str, *overrides: str, keeps_all: bool = False) -> str:
+def check_completion(words: list[str]) -> None:
+    """Raises: UserError: if Hydra's completion of command lines is asked for without saying what."""
+    if not any(word.startswith(("install=", "uninstall=", "query=")) for word in words):
+        raise UserError("--shell-completion goes with install=bash, install=zsh or install=fish, or uninstall=...")
+
+
+def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str, ...] = ()) -> str:
     """A command line to go on with, such as `python predict_bert4rec.py data.data_file=my.csv inference.topk=20`.
 
     Args:
         name: "train" or "predict".
         overrides: what to add.
         keeps_all: take along every override of this run, instead of those alone that say which data and which folder.
+        also: what else to take along: beginnings of overrides.
     """
     added = {override.partition("=")[0] for override in overrides}
     kept = [
@@ -125,46 +142,60 @@ def command(name: str, *overrides: str, keeps_all: bool = False) -> str:
         for word in _words
         if "=" in word
         and word.partition("=")[0] not in added
-        and (keeps_all or word.startswith(("experiment=", "output_dir=", "data.")))
+        and (keeps_all or word.startswith(("--config-dir=", "experiment=", "output_dir=", "data.", *also)))
     ]
-    # The shell script says so when it is what the user has typed: its Python need not be on the PATH.
-    start = f"./run_bert4rec.sh {name}" if "RUN_BERT4REC" in os.environ else f"python {name}_bert4rec.py"
+    start = words.start(name)
     return " ".join([start, *map(shlex.quote, [*kept, *overrides])])
 
 
-def quote_path(argument: str, is_sweep: bool = False) -> str:
-    """The override with its value in quotes, if its key is one of `PATH_KEYS` and it has none yet.
-
-    In a sweep a value with a comma or parentheses is left alone, since there it may stand for several.
-    """
-    key, _, value = argument.partition("=")
-    if key not in PATH_KEYS or not value or value[0] in "'\"" or value in ("null", "true", "false"):
-        return argument
-    if is_sweep and set(value) & set(",()"):
-        return argument
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
 def fail(error: Exception) -> NoReturn:
-    """Print the error in one line and exit with code 1."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(1)
+    """Print the error in one line and exit; see `run` for the code."""
+    line = one_line(error)
+    if isinstance(error, StoppedError) and error.can_resume:
+        line += f"; resume with {command('train', 'training.resume=true', keeps_all=True)}"
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(128 + error.signal if isinstance(error, StoppedError) else 1)
 
 
 def one_line(error: Exception) -> str:
     """The error in one line; for a key or a preset that does not exist, the nearest one or all that do."""
     message = str(error)
+    if isinstance(error, YAMLError | UnicodeDecodeError):
+        return f"{_yaml_place(error)} cannot be read as YAML: write it as configs/bert4rec.yaml is written"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         return unknown_key_message(unknown[1])
-    missing = re.search(r"Could not find '(experiment|sweep|hydra/launcher)/([^']+)'", message)
+    missing = re.search(r"Could not find '(experiment|sweep|hydra/launcher)/([^']*)'", message)
     if missing and missing[1] == "hydra/launcher":
-        return f"there is no {missing[1]}={missing[2]} here: joblib comes with pip install -e '.[sweep]'"
+        return f"there is no {missing[1]}={missing[2]} here: joblib comes with {how_to_install('sweep')}"
     if missing:
         return unknown_preset_message(missing[1], missing[2])
-    message = message.split("Config search path")[0]
+    merging = re.search(r"Error merging override (.*)", message)
+    if merging:
+        key, _, value = merging[1].partition("=")
+        return misfit(key, value) if key in annotations() else f"{merging[1]} is not possible: give another value"
+    composing = re.search(r"In '([^']+)': \w+ raised while composing config", message)
+    if composing:
+        return f"{composing[1]}.yaml cannot be used: write it as configs/bert4rec.yaml is written"
+    message = message.split("Config search path")[0].split("See https://")[0]
     return re.sub(r"\s+", " ", message).strip()
+
+
+def _yaml_place(error: Exception) -> str:
+    """The file, and the line in it, that is no YAML."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{mark.name} line {mark.line + 1}"
+    broken = [path for path in CONFIGS.rglob("*.yaml") if not _is_text(path)]
+    return str(broken[0]) if broken else "a file in configs"
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def unknown_preset_message(group: str, name: str) -> str:
@@ -179,6 +210,7 @@ def unknown_preset_message(group: str, name: str) -> str:
 def quiet() -> None:
     """Silence what Lightning says that helps nobody here; its warnings about real trouble stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # of a log folder that a resumed run left as it was
     for message in (
         ".*does not have many workers.*",  # batches are made by a few array operations; workers would only cost
         "Checkpoint directory .* exists and is not empty",  # a resumed run

@@ -5,6 +5,7 @@ value and the way out. It needs neither torch nor data, so that a mistake shows 
 """
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -12,15 +13,27 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
-from src.errors import UserError
+from .errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# Settings whose values are taken as they stand: Hydra's grammar stumbles over `~`, `=`, `,` and letters beyond ASCII.
+_HERE = Path(__file__).resolve().parent
+# A wheel carries the settings inside the package, a checkout has them beside it.
+CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+# Settings that name files, for --help and for a look before anything slow is imported.
 PATH_KEYS = (
     "output_dir",
     "data.data_dir",
@@ -119,7 +132,6 @@ class DataConfig:
     list_delimiter: str | None
     history_lines: bool
     time_format: str | None
-    whole_ids: bool
     encoding: str
     on_bad_rows: str
     min_rating: float | None
@@ -223,9 +235,9 @@ class DataConfig:
     @property
     def table_options(self) -> dict[str, Any]:
         """Arguments of `src.data.table.TableOptions`."""
-        names = ("delimiter", "encoding", "on_bad_rows", "min_rating", "deduplicate", "time_format", "list_delimiter")
-        names += ("history_lines", "quotes", "whole_ids")
-        return {**vars(self.columns), **{name: getattr(self, name) for name in names}}
+        names = ("delimiter", "quotes", "list_delimiter", "history_lines", "time_format", "encoding", "on_bad_rows")
+        others = ("min_rating", "deduplicate")
+        return {**vars(self.columns), **{name: getattr(self, name) for name in names + others}}
 
 
 @dataclass
@@ -307,7 +319,6 @@ class TrainingConfig:
     devices: Any
     num_nodes: int
     strategy: str
-    cpu_processes: Any
     precision: str
     checkpoint_every_n_steps: int | None
     resume: Any
@@ -382,12 +393,6 @@ class TrainingConfig:
             "training.devices",
             self.devices,
             "give auto, a number of devices, or a list of device indices",
-        )
-        _require(
-            self.cpu_processes == "auto" or (type(self.cpu_processes) is int and self.cpu_processes >= 1),
-            "training.cpu_processes",
-            self.cpu_processes,
-            "give auto or a number of processes",
         )
 
 
@@ -473,7 +478,8 @@ class Config:
             self.training.monitor_metric in metrics,
             "training.monitor_metric",
             self.training.monitor_metric,
-            f"evaluation.topk={list(self.evaluation.topk)} gives {', '.join(metrics)}",
+            f"evaluation.topk={list(self.evaluation.topk)} gives {', '.join(metrics)}; add"
+            f" training.monitor_metric={metrics[1]}",
         )
         _require(
             not (self.training.early_stopping and self.data.holdout == 0),
@@ -502,14 +508,51 @@ def validation_metrics(topk: Iterable[int]) -> list[str]:
     return [f"val_{name}@{k}" for k in topk for name in ("hit", "ndcg")] + ["val_mrr"]
 
 
-def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, such as `model.max_len`."""
-    keys: list[str] = []
+@functools.cache
+def _entries(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> its type, of every section and every setting, in the order of the schema."""
+    entries: dict[str, Any] = {}
     for field in fields(schema):
-        name = prefix + field.name
-        is_section = isinstance(field.type, type) and is_dataclass(field.type)
-        keys += known_keys(field.type, name + ".") if is_section else [name]  # type: ignore[arg-type]
-    return keys
+        entries[prefix + field.name] = field.type
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            entries |= _entries(field.type, f"{prefix}{field.name}.")
+    return entries
+
+
+def annotations() -> dict[str, Any]:
+    """Every dotted key of the schema, such as `model.max_len`, with its type."""
+    return {key: kind for key, kind in _entries().items() if not is_dataclass(kind)}
+
+
+def sections() -> list[str]:
+    """Every name that other keys are under, such as `model` and `data.columns`."""
+    return [key for key, kind in _entries().items() if is_dataclass(kind)]
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the schema, such as `model.max_len`."""
+    return list(annotations())
+
+
+def kind_name(annotation: Any) -> str:
+    """What values a type takes, in words."""
+    kinds = get_args(annotation) or (annotation,)
+    if getattr(annotation, "__origin__", None) is list:
+        return "a list of whole numbers, such as [5,10]" if kinds == (int,) else "a list, such as [a,b]"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    name = next((names[kind] for kind in kinds if kind in names), "anything")
+    return name + (", or null" if NoneType in kinds else "")
+
+
+def misfit(key: str, value: object) -> str:
+    """One line for a value of the wrong type."""
+    annotation = annotations()[key]
+    text = value if isinstance(value, str) else value_text(value)
+    rule = f"give {kind_name(annotation)}"
+    is_list = getattr(annotation, "__origin__", None) is list
+    if is_list and type(value) in (int, str) and re.fullmatch(r"[\w,-]+", str(value)):
+        rule = f"give a list, {key}=[{value}]"
+    return f"{key}={text} is not possible: {rule}"
 
 
 def flat_settings(config: Config) -> dict[str, str]:
@@ -527,9 +570,7 @@ def value_text(value: object) -> str:
 
 def is_whole_number(key: str) -> bool:
     """Whether a setting takes whole numbers alone."""
-    section, _, name = key.rpartition(".")
-    schema = next((field.type for field in fields(Config) if field.name == section), Config)
-    return any(field.name == name and field.type is int for field in fields(schema))  # type: ignore[arg-type]
+    return annotations().get(key) is int
 
 
 # What other programs call a setting of ours.
@@ -589,9 +630,19 @@ def nearest_key(key: str) -> str | None:
     return next(iter([*whole, *part, *difflib.get_close_matches(key, keys, n=1, cutoff=0.5)]), None)
 
 
+# Settings of earlier versions: since when they are gone, and what to do.
+REMOVED = {
+    "training.cpu_processes": "since November 2026: leave it out; a training step runs in one process, on all threads",
+}
+
+
 def unknown_key_message(key: str) -> str:
-    """One line for a key that does not exist, with the nearest one that does."""
+    """One line for a key that does not exist: what has become of it, or the nearest one that does."""
+    if key in REMOVED:
+        return f"there is no setting {key} {REMOVED[key]}"
     near = nearest_key(key)
+    if key.split(".")[0] in ("experiment", "sweep"):  # what a preset has without the line, it has under its own name
+        return f"there is no setting {key}: a file in configs/{key.split('.')[0]} begins with # @package _global_"
     return f"there is no setting {key}: {f'did you mean {near}?' if near else '--help lists every key'}"
 
 
@@ -609,7 +660,28 @@ def parse(composed: DictConfig) -> Config:
     except ConfigKeyError as error:
         raise UserError(unknown_key_message(error.full_key or str(error.key))) from error
     except OmegaConfBaseException as error:
-        reason = re.sub(r"\s+", " ", str(error).split("\n")[0])
-        raise UserError(f"{error.full_key or 'the settings'}: {reason}") from error
+        raise UserError(_explained(error, composed)) from error
     assert isinstance(config, Config)
     return config
+
+
+def _explained(error: OmegaConfBaseException, composed: DictConfig) -> str:
+    """One line for what OmegaConf refused, in our own words."""
+    key = str(error.full_key or "")
+    setting = re.sub(r"\[\d+\]$", "", key)  # of an entry of a list
+    written = OmegaConf.to_container(composed, resolve=False)
+    for name in setting.split("."):
+        written = written.get(name) if isinstance(written, dict) else None
+    shown = f"{setting}={value_text(written)}"
+    if isinstance(error, InterpolationKeyError | InterpolationToMissingValueError):
+        return f"{shown} takes the value of a setting that does not exist: --help lists every key"
+    if isinstance(error, InterpolationResolutionError | GrammarParseError | UnsupportedInterpolationType):
+        return rf"{shown} cannot be read as ${{SETTING}}: write \${{ for a plain ${{"
+    if setting in sections():
+        return f"{setting} is a section of settings, not one: --help {setting} shows those that it has"
+    if setting not in annotations():
+        reason = " ".join(str(error).split("\n")[0].split())
+        return f"the settings cannot be read: {reason}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{setting} has no value: give {kind_name(annotations()[setting])}"
+    return misfit(setting, written)

@@ -9,4 +9,15 @@ class UserError(ValueError):
 
 
 class StoppedError(UserError):
-    """Training was told to stop before its end; a sweep ends with it."""
+    """Training was told to stop before its end; a sweep ends with it.
+
+    Args:
+        message: as above.
+        signal: the number of the signal that said so; the scripts exit with 128 and that.
+        can_resume: whether there is a checkpoint to resume from.
+    """
+
+    def __init__(self, message: str, signal: int, can_resume: bool = False) -> None:
+        super().__init__(message)
+        self.signal = int(signal)
+        self.can_resume = can_resume

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src import ranking
-from src.batch import PAD, mask_token
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.network import Network
+from . import ranking
+from .batch import PAD, mask_token
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .extras import how_to_install
+from .models.network import Network, last_places
 
 # A single file cannot hold more than 2 GiB; above this the weights go into a second one.
 LARGEST_SINGLE_FILE = 1_800_000_000
@@ -53,7 +54,8 @@ class NextItems(nn.Module):
             items [B, K] int64, best first, 0 where fewer candidates are left, and their scores [B, K] float32.
         """
         mask = histories.new_full((histories.shape[0], 1), mask_token(self.network.num_items))
-        hidden = self.network.encode_last(torch.cat([histories, mask], dim=1))  # [B, D]
+        inputs = torch.cat([histories, mask], dim=1)  # [B, L + 1]
+        hidden = self.network.encode(inputs, last_places(inputs))  # [B, D]
         scores = self.network.logits(hidden).float() + self.no_candidate  # [B, V]
         best, items = scores.scatter(1, excluded, ranking.EXCLUDED).topk(self.topk, dim=1)  # [B, K] each
         return items.masked_fill(best == ranking.EXCLUDED, PAD), best
@@ -75,7 +77,7 @@ def write_onnx(network: Network, vocabulary: Vocabulary, path: Path, topk: int) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"inference.export needs a library that is not installed ({error.name}): pip install -e '.[export]'"
+            f"inference.export needs a library that is not installed ({error.name}): {how_to_install('export')}"
         ) from error
     model = NextItems(network, topk).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +105,10 @@ def write_onnx(network: Network, vocabulary: Vocabulary, path: Path, topk: int) 
 def _program(model: NextItems) -> "torch.onnx.ONNXProgram":
     longest = model.network.max_len - 1
     histories = torch.ones(2, min(3, longest), dtype=torch.long)
-    batch = torch.export.Dim("batch", min=1)
+    many = 2**31 - 1  # a size without an upper bound makes torch 2.7 exclude the largest int64, and refuse that
+    batch = torch.export.Dim("batch", min=1, max=many)
     length: dict[int, torch.export.Dim] = {1: torch.export.Dim("length", min=1, max=longest)} if longest > 1 else {}
-    excluded = {0: batch, 1: torch.export.Dim("excluded", min=1)}
+    excluded = {0: batch, 1: torch.export.Dim("excluded", min=1, max=many)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter

@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
-from src.config import CONFIGS, PATH_KEYS, Config, known_keys
-from src.errors import UserError
+from .config import CONFIGS, PATH_KEYS, Config, kind_name, known_keys
+from .errors import UserError
 
 # What no range admits; the schema's refusal says what it does admit.
 PROBES: tuple[Any, ...] = (-(10**9), 10**9, -1e9, 1e9, "?", [], None)
@@ -45,17 +45,19 @@ class Setting:
     admits: str
 
 
-def text(script: str, summary: str, words: Sequence[str] = ()) -> str:
+def text(script: str, summary: str, words: Sequence[str] = (), call: str = "") -> str:
     """The help of a script.
 
     Args:
         summary: one sentence on what the script does.
         words: show only the settings in which one of them occurs.
+        call: how the script is called; empty: by Python.
     """
+    call = call or f"python {script}"
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     shown = [setting for setting in settings() if not words or any(_mentions(setting, word) for word in words)]
     if words and not shown:
-        return f"no setting has {' or '.join(words)} in its name or meaning: python {script} --help lists all"
+        return f"no setting has {' or '.join(words)} in its name or meaning: {call} --help lists all"
     lines = []
     for number, setting in enumerate(shown):
         if number == 0 or _section(setting) != _section(shown[number - 1]):
@@ -67,18 +69,18 @@ def text(script: str, summary: str, words: Sequence[str] = ()) -> str:
         )
     if words:
         return "\n".join(lines[1:])
-    head = [summary, "", f"usage: python {script} [KEY=VALUE ...]", ""]
-    head += [f"  python {script} {example}" for example in EXAMPLES[script]]
+    head = [summary, "", f"usage: {call} [KEY=VALUE ...]", ""]
+    head += [f"  {call} {example}" for example in EXAMPLES[script]]
     head += [
         "",
-        f"  --help WORD    only the settings that have to do with WORD, such as: python {script} --help dropout",
+        f"  --help WORD    only the settings that have to do with WORD, such as: {call} --help dropout",
     ]
     head += ["  --cfg job      the settings that a command line gives, without running"]
     for group, title in (("experiment", "Presets"), ("sweep", "Sweeps")):
         head += ["", f"{title}, {group}=NAME; what comes beside it on the command line wins"]
         described = presets(group)
-        longest = max(map(len, described))
-        head += [f"  {name:<{longest}}  {purpose}" for name, purpose in described.items()]
+        longest = max(map(len, described), default=0)
+        head += [f"  {name:<{longest}}  {purpose}".rstrip() for name, purpose in described.items()]
     return "\n".join([*head, "", "Settings with their defaults, and what they mean [and admit]", *lines[1:]])
 
 
@@ -88,8 +90,12 @@ def presets(group: str) -> dict[str, str]:
     described = {}
     for path in sorted(folder.rglob("*.yaml")):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        purpose = next(line for line in comments if not line.startswith("@package"))
+        try:  # a user's own may hold anything
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            lines = [f"# cannot be read ({error.strerror})"]
+        comments = (line[1:].strip() for line in lines if line.startswith("#"))
+        purpose = next((line for line in comments if line and not line.startswith("@package")), "")
         described[name] = purpose.partition(":")[0]
     return described
 
@@ -177,12 +183,7 @@ def _is_probe_for(probe: Any, annotation: Any) -> bool:
 
 
 def _type_name(key: str, annotation: Any) -> str:
-    kinds = get_args(annotation) or (annotation,)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    name = "anything" if annotation is Any else next((names[kind] for kind in kinds if kind in names), "a list")
-    if key in PATH_KEYS:
-        name = "a path"
-    return name
+    return "a path" if key in PATH_KEYS else kind_name(annotation).removesuffix(", or null")
 
 
 def _mentions(setting: Setting, word: str) -> bool:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.config import Config
-from src.data import download
-from src.data.interactions import Interactions
-from src.data.prepared import load_interactions
-from src.data.table import TableOptions
-from src.run_folder import RunFolder
+from .config import Config
+from .data import download
+from .data.interactions import Interactions
+from .data.prepared import load_interactions
+from .data.table import TableOptions
+from .run_folder import RunFolder
 
 
 def read_table(config: Config, other: Path | None = None) -> Interactions:

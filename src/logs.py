@@ -1,27 +1,24 @@
 """Where a run's curves go: TensorBoard and CSV files, MLflow and Weights & Biases where they are installed."""
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.batch import TrainStep
-from src.data.titles import Titles
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.bert4rec import BERT4Rec
-from src.run_folder import RunFolder
+from .batch import TrainBatch
+from .data.titles import Titles
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .extras import how_to_install
+from .models.bert4rec import BERT4Rec
+from .run_folder import RunFolder
 
 PROJECT = "bert4rec"
 # TensorBoard's projector shows no more points at a time, and writing them takes a second.
 EMBEDDED_ITEMS = 10_000
-# Between two drawings of the bar in training. Lightning draws it twice in every step, however short.
-SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 def loggers(names: Sequence[str], folder: RunFolder, steps: int = 0) -> list[Logger]:
@@ -54,7 +51,7 @@ def _logger(name: str, folder: RunFolder, steps: int) -> Logger:
         return WandbLogger(project=PROJECT, name=folder.root.name, save_dir=folder.logs)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"training.logger={name} needs a package that is not installed: pip install -e '.[{name}]', or leave it out"
+            f"training.logger={name} needs a package that is not installed: {how_to_install(name)}, or leave it out"
         ) from error
 
 
@@ -114,32 +111,6 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-class Progress(TQDMProgressBar):
-    """Lightning's bar without the version numbers of the loggers, and with a total where training goes on mid-epoch.
-
-    In training it is drawn some times a second, not in each step.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drawn = -math.inf  # when
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self.train_progress_bar.total = self.total_train_batches  # Lightning tells it at the start of an epoch alone
-        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        now = time.perf_counter()
-        is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        if is_last or now - self.drawn >= SECONDS_BETWEEN_DRAWINGS:
-            self.drawn = now
-            super().on_train_batch_end(trainer, *args)
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-
 class Throughput(pl.Callback):
     """Logs `sequences_per_second` of each epoch's training, over all devices, validation not counted."""
 
@@ -152,9 +123,9 @@ class Throughput(pl.Callback):
         self.sequences, self.seconds, self.since = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainStep, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
-        self.sequences += sum(len(part.inputs) for part in batch.parts)
+        self.sequences += len(batch.inputs)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self.since

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.errors import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,6 @@ SAVES_MEMORY = (
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 # How often freed memory is given back: steps of training, and batches of users, whose scores are much larger.
 STEPS_BETWEEN, BATCHES_BETWEEN = 256, 8
-# Parameters of glibc's `mallopt`, from malloc.h: above which size a block is a mapping of its own, and how much may be
-# free at the end of the heap. At most 2^31 - 1.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, KEPT_BYTES = -3, -1, 2**30
 TRAINED, HELD = 16, 4  # bytes of a parameter: with its gradient and two moments of Adam, and by itself
 
 
@@ -37,20 +34,6 @@ def of(device: "torch.device") -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63 - 1
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
     return memory if limit == "max" else min(memory, int(limit))
-
-
-def keep() -> None:
-    """Have freed memory kept for the next step, of whatever size, where the C library is glibc.
-
-    By itself it may give blocks of some megabytes back as soon as they are free, and a step that asks for them again
-    waits until each of their pages is cleared. `give_back` works as before.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return
-    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def give_back() -> None:

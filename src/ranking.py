@@ -3,21 +3,41 @@
 B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from src.batch import PAD
-from src.errors import UserError
-from src.native import compiler, ranks
+from .batch import PAD
+from .errors import UserError
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
-# So many scores, 2 MiB, are compared at a time on a CPU, so that what comes of it stays in cache, and so many, 4 MiB,
-# are computed at a time if they are only to be compared.
-COMPARED_AT_A_TIME, COMPUTED_AT_A_TIME = 2**19, 2**20
+# So many scores, 16 MiB, are in memory at a time, but those of at least so many rows: for each chunk of rows the whole
+# item table is read.
+SCORES_AT_A_TIME, LEAST_ROWS = 2**22, 32
+# Up to here a sum of ones in float32 is exact.
+EXACT_IN_FLOAT = 2**24
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
+
+
+def rows_at_a_time(tokens: int) -> int:
+    """Of how many rows the scores of so many tokens are to be in memory at a time."""
+    return max(LEAST_ROWS, SCORES_AT_A_TIME // tokens)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which operations on this device keep the type of their arguments."""
+    is_known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
+
+
+def in_full_precision(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All three in float32, or in float64 if one of them is that."""
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def candidate_scores(scores: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
@@ -56,119 +76,78 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
         [B] int64.
     """
     target_scores = scores.gather(1, targets[:, None])  # [B, 1]
-    # Ones and zeros as floats: comparing and summing them is several times faster than with booleans, and exact.
-    rows = max(1, COMPARED_AT_A_TIME // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
-    memory = torch.empty_like(scores[:rows])
-    counts = [
-        torch.ge(some, target, out=memory[: len(some)]).sum(dim=1)
-        for some, target in zip(torch.split(scores, rows), torch.split(target_scores, rows), strict=True)
-    ]
-    ranks = torch.cat(counts).long() - 1
+    if scores.device.type == "cpu" and scores.shape[1] <= EXACT_IN_FLOAT:
+        # Ones and zeros as floats: comparing and summing them is several times faster than with booleans.
+        ranks = torch.ge(scores, target_scores, out=torch.empty_like(scores)).sum(dim=1).long() - 1
+    else:
+        ranks = (scores >= target_scores).sum(dim=1) - 1
     return ranks.masked_fill(target_scores[:, 0] == EXCLUDED, UNRANKED)
 
 
 @torch.no_grad()
-def linear_target_ranks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
-) -> Tensor:
-    """`target_ranks` of the scores `hidden` weight^T + bias, with `candidate_scores` taken out of the race.
+def linear_candidate_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    linear: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """`candidate_scores` of hidden weight^T + bias, some rows R at a time.
 
-    On a CPU a large catalogue is taken some tokens at a time, and their scores are counted while they are in cache, by
-    compiled code where there is a compiler.
+    In float32 whatever the training precision, or in float64 if they are that: in bfloat16 a score has 256 values
+    between two powers of two, so that of 20,000 items many would tie with the target, which counts against it.
 
     Args:
         hidden: [B, D].
         weight: [V, D].
         bias: [V] or None.
-        targets: [B] int64, the true token of each row.
-        seen_rows, seen_items: [S] int64 each, as in `candidate_scores`.
+        seen_rows, seen_items: [S] int64 each, as in `candidate_scores`, rows ascending.
+        linear: computes the product, [R, D] -> [R, V], if it is another one.
 
-    Returns:
-        [B] int64.
+    Yields:
+        which rows, and their scores [R, V], in memory that the next ones overwrite.
 
     Raises:
         UserError: if a score is NaN or infinite.
     """
-    tokens = len(weight)
-    is_large = hidden.device.type == "cpu" and len(hidden) * tokens > COMPUTED_AT_A_TIME
-    # bfloat16 counts to 256.
-    can_count = hidden.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if is_large and can_count:
-        is_excluded = (targets == PAD) | (targets == tokens - 1)
-        is_excluded[seen_rows[seen_items == targets[seen_rows]]] = True
-        counts = _counts(hidden, weight, bias, targets, seen_rows, seen_items)
-        if counts is not None:
-            return counts.masked_fill(is_excluded, UNRANKED)
-    scores = F.linear(hidden, weight, bias).float()
-    return target_ranks(candidate_scores(scores, seen_rows, seen_items), targets)
+    hidden, weight, bias = in_full_precision(hidden, weight, bias)
+    rows = rows_at_a_time(len(weight))
+    memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
+    starts = range(0, len(hidden), rows)
+    cuts = torch.searchsorted(seen_rows.cpu(), torch.tensor([*starts, len(hidden)])).tolist()
+    for number, start in enumerate(starts):
+        some = hidden[start : start + rows]  # [R, D]
+        with without_autocast(hidden.device):
+            if linear is not None:
+                scores = linear(some)
+            else:
+                scores = torch.mm(some, weight.t(), out=memory[: len(some)])  # [R, V]
+                if bias is not None:
+                    scores += bias
+        seen = slice(cuts[number], cuts[number + 1])
+        yield (
+            slice(start, start + len(some)),
+            candidate_scores(scores, seen_rows[seen] - start, seen_items[seen]),
+        )
 
 
-def _counts(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, seen_rows: Tensor, seen_items: Tensor
-) -> Tensor | None:
-    """How many candidates score at least as much as each target, itself apart, [B] int64; None for no numbers."""
-    library = compiler.library(hidden.dtype)
-    if library is not None:
-        return ranks.linear_target_ranks(library, hidden, weight, bias, targets, seen_rows, seen_items)
-    guess = _true_scores(hidden, weight, bias, targets)
-    counts, true_scores, total = _count(hidden, weight, bias, targets, guess, seen_rows, seen_items)
-    if not torch.isfinite(total):
-        return None
-    if not torch.equal(guess, true_scores):  # of few rows, another shape of product can differ in the last bit
-        counts, *_ = _count(hidden, weight, bias, targets, true_scores, seen_rows, seen_items)
-    return counts - 1
-
-
-def _true_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    scores = (hidden @ weight[targets].t()).diagonal()
-    return scores if bias is None else scores + bias[targets]
-
-
-def _count(
+def linear_target_ranks(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    threshold: Tensor,
     seen_rows: Tensor,
     seen_items: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How many candidates of each row score at least `threshold` [B]: [B] int64.
+    linear: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`target_ranks` of `linear_candidate_scores`: [B] int64.
 
-    Returns:
-        also the scores of the targets as they were met on the way, [B], and the sum of all scores, a scalar.
+    Args:
+        targets: [B] int64, the true token of each row. An excluded one is `UNRANKED`.
     """
-    rows, tokens = len(hidden), len(weight)
-    width = max(1, COMPUTED_AT_A_TIME // rows)
-    starts = torch.arange(0, tokens, width)
-    # Sorted, those of one stretch of tokens stand together.
-    target_rows, targets_until = _by_stretch(targets, starts)
-    seen_places, seen_until = _by_stretch(seen_items, starts)
-    memory = hidden.new_empty(rows * width)
-    counts, true_scores, total = torch.zeros_like(targets), torch.empty_like(threshold), hidden.new_zeros(())
-    for number, start in enumerate(starts.tolist()):
-        some = weight[start : start + width]  # [W, D]
-        scores = torch.mm(hidden, some.t(), out=memory[: rows * len(some)].view(rows, -1))  # [B, W]
-        if bias is not None:
-            scores += bias[start : start + width]
-        total += scores.sum()
-        here = target_rows[targets_until[number] : targets_until[number + 1]]
-        true_scores[here] = scores[here, targets[here] - start]
-        seen = seen_places[seen_until[number] : seen_until[number + 1]]
-        scores[seen_rows[seen], seen_items[seen] - start] = EXCLUDED
-        if start == 0:
-            scores[:, PAD] = EXCLUDED
-        if start + len(some) == tokens:
-            scores[:, -1] = EXCLUDED
-        # Ones and zeros as floats: summing them is several times faster than booleans, and exact.
-        counts += scores.ge_(threshold[:, None]).sum(dim=1).long()
-    return counts, true_scores, total
-
-
-def _by_stretch(tokens: Tensor, starts: Tensor) -> tuple[Tensor, list[int]]:
-    """Places of the tokens [S] sorted by token, and how many of them come before each start, and in all."""
-    tokens, places = torch.sort(tokens)
-    return places, [*torch.searchsorted(tokens, starts).tolist(), len(tokens)]
+    chunks = linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, linear)
+    return torch.cat([targets[:0], *(target_ranks(scores, targets[rows]) for rows, scores in chunks)])
 
 
 def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -214,18 +193,21 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def hit(ranks: Tensor, k: int) -> Tensor:
-    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K. Same shape."""
-    return (ranks < k).double()
+    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K.
+
+    As all metrics in float64, and so on the CPU: some devices, such as Apple's, have no float64. Same shape as `ranks`.
+    """
+    return (ranks.cpu() < k).double()
 
 
 def ndcg(ranks: Tensor, k: int) -> Tensor:
     """NDCG@K of each rank: 1 / log2(rank + 2) within the first K places, else 0. Same shape as `ranks`."""
-    return hit(ranks, k) / torch.log2(ranks.double() + 2.0)
+    return hit(ranks, k) / torch.log2(ranks.cpu().double() + 2.0)
 
 
 def reciprocal_rank(ranks: Tensor) -> Tensor:
     """1 / (rank + 1), whose mean is MRR. Same shape as `ranks`."""
-    return 1.0 / (ranks.double() + 1.0)
+    return 1.0 / (ranks.cpu().double() + 1.0)
 
 
 def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
@@ -240,6 +222,7 @@ def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
 def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
     """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
     values: dict[str, Tensor] = {}
+    ranks = ranks.cpu()  # once
     for k in topk:
         values[f"hit@{k}"] = hit(ranks, k)
         values[f"ndcg@{k}"] = ndcg(ranks, k)

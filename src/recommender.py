@@ -9,18 +9,17 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from src import checkpoint, ranking
-from src.batch import PAD, PredictBatch
-from src.data import id_forms
-from src.data.batching import TOKENS_PER_PART, HistorySet
-from src.data.id_lists import barred_tokens
-from src.data.sequences import Indices, Spans
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.models.functional import Reused
-from src.models.network import Network
+from . import checkpoint, ranking
+from .batch import PAD, PredictBatch
+from .data import id_forms
+from .data.batching import HistorySet
+from .data.id_lists import barred_tokens
+from .data.sequences import Indices, Spans
+from .data.vocabulary import Vocabulary
+from .errors import UserError
+from .models.network import Network, last_places
+from .native import door
 
 Id = str | int
 HISTORIES_AT_ONCE = 1024
@@ -102,27 +101,19 @@ class Recommender:
             raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")
         is_barred = self._barred(candidates, exclude)
         tokens, spans = self._flat_tokens(histories)
-        on_cpu = self.network.output.weight.device.type == "cpu"
-        history_set = HistorySet(
-            tokens,
-            spans,
-            self.network.num_items,
-            self.max_len,
-            exclude_seen,
-            tokens_per_part=TOKENS_PER_PART if on_cpu else None,
-        )
+        history_set = HistorySet(tokens, spans, self.network.num_items, self.max_len, exclude_seen)
         lists: list[list[tuple[str, float]]] = [[] for _ in histories]
-        reused = Reused()
         with_history = np.flatnonzero(spans.lengths)
         for start in range(0, len(with_history), HISTORIES_AT_ONCE):
-            for part in history_set[with_history[start : start + HISTORIES_AT_ONCE]]:
-                best, scores = self._best(part, topk, is_barred, reused)
-                for row, row_items, row_scores in zip(part.users.tolist(), best, scores, strict=True):
-                    lists[row] = [
-                        (self.items[item - 1], score)
-                        for item, score in zip(row_items, row_scores, strict=True)
-                        if item != PAD
-                    ]
+            batch = history_set[with_history[start : start + HISTORIES_AT_ONCE]]
+            for row, row_items, row_scores in zip(
+                batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True
+            ):
+                lists[row] = [
+                    (self.items[item - 1], score)
+                    for item, score in zip(row_items, row_scores, strict=True)
+                    if item != PAD
+                ]
         if len(with_history) < len(histories):
             popular = self._most_popular if is_barred is None else self._most_popular[~is_barred[self._most_popular]]
             for row in np.flatnonzero(spans.lengths == 0):
@@ -130,16 +121,20 @@ class Recommender:
         return lists
 
     def _best(
-        self, part: PredictBatch, topk: int, is_barred: np.ndarray | None, reused: Reused
+        self, batch: PredictBatch, topk: int, is_barred: np.ndarray | None
     ) -> tuple[list[list[int]], list[list[float]]]:
         device = self.network.output.weight.device
-        part = PredictBatch(*(tensor.to(device) for tensor in part))
-        logits: Tensor = self.network.logits(self.network.encode_last(part.inputs), reused).float()
-        scores = ranking.candidate_scores(logits, part.seen_rows, part.seen_items)
-        if is_barred is not None:
-            scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
-        items, best = ranking.top_k(scores, topk)
-        return items.tolist(), best.tolist()
+        batch = PredictBatch(*(tensor.to(device) for tensor in batch))
+        hidden = door.encode(self.network, batch.inputs, last_places(batch.inputs))  # [B, D]
+        items: list[list[int]] = []
+        best: list[list[float]] = []
+        for _, scores in door.candidate_scores(self.network, hidden, batch.seen_rows, batch.seen_items):
+            if is_barred is not None:
+                scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
+            some_items, some_scores = ranking.top_k(scores, topk)
+            items += some_items.tolist()
+            best += some_scores.tolist()
+        return items, best
 
     def _barred(self, candidates: Iterable[Id] | None, exclude: Iterable[Id]) -> np.ndarray | None:
         allowed = None if candidates is None else self._encode(candidates)

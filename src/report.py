@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.files import write_whole
-from src.run_folder import RunFolder
+from .files import write_whole
+from .run_folder import RunFolder
 
 STAGES = {"val": "validation", "test": "test"}
 PROTOCOLS = {
@@ -80,15 +80,50 @@ def _intervals(details: dict[str, Any]) -> list[str]:
     return ["95% interval: " + ", ".join(f"{key.upper()} {low:.4f} to {high:.4f}" for key, (low, high) in ends.items())]
 
 
-def closing(folder: RunFolder) -> str:
-    """What a run has reached and where its files are, from metrics.json and what is there.
+def verdict(content: dict[str, Any], topk: list[int]) -> str | None:
+    """One sentence: whether the model beats popularity and item-item, by how much, and whether by more than chance.
 
-    Its own reading of the folder, so that training and prediction end alike.
+    By NDCG at the first K, on the last stage that was evaluated, against the better of the two.
+
+    Args:
+        content: of metrics.json or evaluation.json.
+        topk: `evaluation.topk`.
+
+    Returns:
+        None without figures or without intervals.
     """
+    if not content["figures"]:
+        return None
+    stage, rows = list(content["figures"].items())[-1]
+    lead = content["details"][stage].get("lead", {}).get("full", {})
+    if not lead:
+        return None
+    metric = f"ndcg@{topk[0]}"
+    figures = {name: row[f"{stage}_{metric}"] for name, row in rows.items() if name in lead}
+    best = max(figures, key=lambda name: figures[name])
+    model = next(name for name in rows if name.startswith("BERT4Rec"))
+    difference = rows[model][f"{stage}_{metric}"] - figures[best]
+    low, high = lead[best][metric]
+    by = f"{metric.upper()} {difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    if low > 0:
+        others = " and ".join(figures)
+        return f"verdict: {model} beats {others}; its lead over {best} is {by}"
+    used = content.get("settings", {})
+    longer = "train longer" if used.get("data", {}).get("window_stride") else "try experiment=best, or train longer"
+    if high < 0:
+        return f"verdict: {model} is behind {best} ({by}): {longer}"
+    return f"verdict: {model} and {best} cannot be told apart ({by}): {longer}"
+
+
+def closing(folder: RunFolder) -> str:
+    """What a run has reached and where its files are, from metrics.json and what is there."""
     content = json.loads(folder.metrics.read_text())
-    lines = [f"trained {content['epochs']} epochs in {content['seconds']:.0f} s", ""]
+    steps = f", {content['steps']:,} steps," if "steps" in content else ""
+    lines = [f"trained {content['epochs']} epochs{steps} in {content['seconds']:.0f} s", ""]
     if content["figures"]:
         lines.append(figures(content))
+    if content.get("verdict"):
+        lines += [content["verdict"], ""]
     paths = {
         "checkpoints": folder.last,
         "": folder.best,

@@ -1,13 +1,16 @@
 """Going on from a checkpoint: whether it fits, what has changed since, and where exactly training goes on."""
 
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src.config import Config
-from src.errors import UserError
-from src.run_folder import RunFolder
+from . import memory
+from .config import Config
+from .errors import UserError
+from .run_folder import RunFolder
 
+RESTORING = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 # What the weights, the optimiser's state and the split depend on.
 FIXED = (
     "model.hidden_units",
@@ -33,6 +36,21 @@ PLACES = (
     *("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference."),
     *("data.columns.", "data.delimiter", "data.encoding", "data.on_bad_rows", "data.download", "data.cache"),
 )
+
+
+class StateError(ValueError):
+    """What a checkpoint has for the optimiser or the loops does not fit the run."""
+
+
+def is_about_state(error: BaseException) -> bool:
+    """Whether it came up while a checkpoint was restored: what the hardware, the data or a step does is no such error.
+
+    Lightning raises whatever it is when a state does not fit, but only from one of its modules.
+    """
+    if memory.is_out(error):
+        return False
+    frames = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, StateError) or RESTORING in frames
 
 
 def find(resume: bool | str, folder: RunFolder) -> Path | None:
@@ -63,6 +81,7 @@ def require_state(content: dict[str, Any], path: Path) -> None:
         kinds = [type(part) for part in (*states, run["settings"], run["world_size"], run["seconds"])]
         if kinds != [list, list, dict, dict, int, float] or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
             raise TypeError(f"counts {counts}")
+        _require_counts(content["loops"])
         loss = content.get("epoch_loss", [0.0, 0.0])
         if [type(number) for number in loss] != [float, float]:
             raise TypeError(f"epoch_loss {loss}")
@@ -71,6 +90,23 @@ def require_state(content: dict[str, Any], path: Path) -> None:
             f"{path} has no state of training to go on from ({type(error).__name__}: {str(error)[:200]}): start anew"
             " with training.resume=false"
         ) from error
+
+
+def _require_counts(loops: Any) -> None:
+    """See that all that Lightning's loops count with are whole numbers.
+
+    Raises:
+        TypeError: if one is not.
+    """
+    for name, part in loops.items():
+        if name in ("total", "current"):
+            if not all(type(n) is int and 0 <= n < 2**62 for n in part.values()):
+                raise TypeError(f"counts {list(part.values())}")
+        elif name == "is_last_batch":
+            if type(part) is not bool:
+                raise TypeError(f"{name} {part}")
+        elif isinstance(part, dict):
+            _require_counts(part)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,20 +13,24 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from src import memory
-from src.config import PATH_KEYS, Config, parse
-from src.errors import StoppedError, UserError
-from src.run_folder import RunFolder
+from . import memory
+from .config import Config, parse
+from .errors import StoppedError, UserError
+from .extras import how_to_install
+from .run_folder import RunFolder
+from .words import start, unquoted
 
 if TYPE_CHECKING:
     import optuna
@@ -35,6 +39,8 @@ RECORD = "sweep_run.json"  # in the folder of each run
 STUDY = "search.journal"  # in the folder of the sweep
 # `output_dir` may begin with ~, which Hydra would take for a name.
 OmegaConf.register_new_resolver("sweep_folder", lambda root: str(RunFolder.at(root).sweep), replace=True)
+# A name in the YAML could be only one of the two that this package goes by, in a checkout and installed.
+OmegaConf.register_new_resolver("sweep_closing", lambda: f"{Closing.__module__}.{Closing.__name__}", replace=True)
 
 
 @dataclass
@@ -49,9 +55,18 @@ class SearchConf:
     params: dict[str, str] = field(default_factory=dict)
 
 
-# Hydra takes plugins only from packages of the name hydra_plugins, wherever they are.
-sys.path.append(str(Path(__file__).parent / "plugins"))
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchConf, provider="bert4rec")
+
+
+def register_search() -> None:
+    """Let Hydra know the sweeper of `sweep=search`, under the only kind of name that it takes for one.
+
+    It finds plugins by itself in installed packages named hydra_plugins; a checkout has none, and one in a wheel would
+    be imported by every other program that uses Hydra.
+    """
+    from .search import SearchSweeper
+
+    Plugins.instance().class_name_to_class[SearchConf._target_] = SearchSweeper
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         state = "stopped" if was_stopped_early(folder) else "done"
     except StoppedError as error:
         print(f"error: {error}; the sweep ends with it", file=sys.stderr)
-        sys.exit(1)  # a launcher would go on to the next run after any other exception
+        sys.exit(128 + error.signal)  # a launcher would go on to the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
         print(f"error: {note}", file=sys.stderr, flush=True)
@@ -114,7 +129,7 @@ def open_study(folder: Path, seed: int | None = None) -> "optuna.Study":
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError(
-            f"sweep=search needs a library that is not installed ({error.name}): pip install -e '.[sweep]'"
+            f"sweep=search needs a library that is not installed ({error.name}): {how_to_install('sweep')}"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
@@ -153,8 +168,15 @@ class Closing(Callback):
     """Before a sweep, makes room for it; after it, shows what it found."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        register_search()
         _records.clear()
+        _held.close()
         folder = RunFolder.at(config.output_dir)
+        try:
+            _held.enter_context(folder.locked())
+        except UserError as error:  # Hydra makes a warning of any other exception here
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         if archived := folder.archive_sweep():
             print(f"the earlier sweep went to {archived}")
 
@@ -162,9 +184,11 @@ class Closing(Callback):
         folder = RunFolder.at(config.output_dir).sweep
         _records[:] = read_records(folder)
         print("\n" + summarize(_records, folder))
+        _held.close()
 
 
 _records: list[Record] = []
+_held = ExitStack()  # the lock on the sweep's folder
 
 
 def raise_if_all_failed() -> None:
@@ -198,7 +222,7 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     lines = ["", f"{len(records)} runs, best first", *lines, ""]
     if best.value is not None:
         run = RunFolder(folder / str(best.number))
-        lines += [f"best        python train_bert4rec.py {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
+        lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
         lines += [f"checkpoint  {run.best}"]
     lines += [f"table       {folder / 'sweep.csv'}"]
     return "\n".join([*lines, f"picture     {draw(records, varied, folder / 'sweep.png')}"])
@@ -206,13 +230,8 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
 
 def shown_words(overrides: Sequence[str], without: Sequence[str] = ()) -> str:
     """Overrides as a person would type them in a shell, without these keys."""
-    words = []
-    for key, value in (word.split("=", 1) for word in overrides):
-        if key in PATH_KEYS and value[0] == value[-1] == "'":
-            value = value[1:-1].replace("\\'", "'")
-        if key not in without:
-            words.append(shlex.quote(f"{key}={value}"))
-    return " ".join(words)
+    shown = (unquoted(word) for word in overrides if word.partition("=")[0] not in without)
+    return " ".join(map(shlex.quote, shown))
 
 
 def varied_settings(records: Sequence[Record]) -> list[str]:

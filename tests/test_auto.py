@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_bert4rec
 from src import auto
 from src.config import Config
 from src.errors import UserError
-from src.models import helpers
-from tests.native import needs_compiler
+from src.train import train
 from tests.scripts.conftest import Table, call, checkpoint, compose, table  # noqa: F401
-from train_bert4rec import train
 
 PLENTY = 2**40
 SIZES = {"small": (32, 2, 2, 30), "medium": (64, 4, 3, 50), "large": (128, 8, 4, 200)}
@@ -66,10 +63,10 @@ def test_the_batch_is_halved_until_it_fits_half_of_the_memory() -> None:
 
 def test_the_estimate_is_above_what_is_kept_for_backward() -> None:
     """Saved tensors of a real step, counted, against the estimate without weights."""
-    from src.models.network import Network
+    from src.models.network import Architecture, Network
 
     model = replace(compose().model, hidden_units=32, num_heads=2, num_layers=2, max_len=20)
-    network = Network(50, 32, 2, 2, 20)
+    network = Network(50, Architecture(32, 2, 2, 20))
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -94,53 +91,3 @@ def test_a_run_trains_the_model_that_was_announced(table: Table, tmp_path: Path)
     assert "as you set it: num_layers=1" in outcome.out
     hparams = checkpoint(tmp_path / "checkpoints" / "last.ckpt")["hyper_parameters"]
     assert (hparams["hidden_units"], hparams["num_layers"], hparams["max_len"]) == (32, 1, 30)
-
-
-@pytest.mark.parametrize(
-    ("settings", "rows", "tokens", "items", "threads", "processes"),
-    [
-        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 2, 2),
-        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 1, 1),
-        (("experiment=best/ml-1m",), 10_000, 1_000_000, 3_416, 64, 3),  # batches of 24: 8 rows for each
-        (("data.batch_size=512",), 10_000, 1_000_000, 3_416, 64, 8),
-        (("data.batch_size=128",), 40_000, 270_000, 54_542, 2, 1),  # a large catalogue: the weights outweigh the batch
-        (("data.batch_size=12",), 10_000, 1_000_000, 3_416, 64, 1),
-        (("experiment=sample", "training.cpu_processes=auto"), 3_000, 80_000, 400, 2, 2),
-        (("experiment=sample", "training.num_epochs=5"), 3_000, 80_000, 400, 2, 1),  # done in seconds
-        (("experiment=best/ml-1m", "training.max_steps=100"), 10_000, 1_000_000, 3_416, 2, 1),
-        (("training.num_epochs=100000",), 200, 1_000, 500, 2, 1),  # long, but of steps that are too short to share
-    ],
-)
-def test_processes_share_what_is_worth_it(
-    settings: tuple[str, ...], rows: int, tokens: int, items: int, threads: int, processes: int
-) -> None:
-    assert auto.cpu_processes(compose(*settings), rows, tokens, items, threads) == processes
-
-
-def test_a_sampled_loss_is_less_work() -> None:
-    full, sampled = (
-        auto.training_operations(compose(f"training.loss={loss}"), 10_000, 100_000)
-        for loss in ("softmax", "sampled_softmax")
-    )
-    assert sampled < full / 5
-
-
-@pytest.mark.parametrize(
-    ("native", "has_memory", "shares"),
-    [("false", True, 2), ("false", False, 1), pytest.param("auto", True, 1, marks=needs_compiler)],
-)
-def test_too_little_shared_memory__or_compiled_code_leaves_the_choice_at_threads(
-    native: str,
-    has_memory: bool,
-    shares: int,
-    table: Table,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found: list[int] = []
-    monkeypatch.setattr(auto, "cpu_processes", lambda *arguments: 2)
-    monkeypatch.setattr(helpers, "has_shared_memory", lambda *arguments: has_memory)
-    monkeypatch.setattr(train_bert4rec, "fit", lambda trainer, model, data, path: found.append(data.shares))
-    monkeypatch.setattr(train_bert4rec, "finish", lambda *arguments: None)
-    outcome = call(train, *table.overrides, f"output_dir={tmp_path}", "training.accelerator=cpu", f"native={native}")
-    assert (outcome.code, found) == (0, [shares]), outcome.err

@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-import train_bert4rec
 from src import cli
-from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics
+from src import train as train_bert4rec
+from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics, value_text
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
@@ -117,7 +117,6 @@ ADDED = {
     "training.val_check_interval": 1,
     "training.devices": "auto",
     "training.strategy": "auto",
-    "training.cpu_processes": "auto",
     "training.resume": False,
     "training.logger": ["tensorboard", "csv"],
     "data.columns.user": None,
@@ -129,7 +128,6 @@ ADDED = {
     "data.list_delimiter": None,
     "data.history_lines": False,
     "data.time_format": None,
-    "data.whole_ids": True,
     "data.encoding": "utf-8",
     "data.on_bad_rows": "error",
     "data.min_rating": None,
@@ -358,7 +356,6 @@ TOO_FAR: dict[str, list[Any]] = {
     "training.early_stopping_patience": [0],
     "training.val_check_interval": [0.0, -1.0, 1.5, 2.25, float("inf"), float("nan")],
     "training.devices": [0, -1, True, "two", None, [], [True], [0, "1"]],
-    "training.cpu_processes": [0, -1, True, "two", None, [2]],
     "native": [0, 1, "yes", None],
     "training.precision": ["banana"],
     "training.resume": [None, 1, ["a"]],
@@ -406,7 +403,6 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "training.weight_decay": [0.5],
     "training.val_check_interval": [0.01, 0.5, 1.0, 2.0, 7],
     "training.devices": ["auto", 2, [0], [0, 3]],
-    "training.cpu_processes": ["auto", 1, 2],
     "native": ["auto", True, False],
     "training.precision": ["16-mixed", "bf16-mixed", "bf16-true", "64-true"],
     "training.monitor_metric": ["val_hit@10", "val_mrr"],
@@ -493,11 +489,14 @@ def test_metrics_that_may_be_monitored() -> None:
     ],
 )
 def test_value_of_the_wrong_type_is_refused_by_name(key: str, value: Any) -> None:
-    assert refusal({key: value}).startswith(f"{key}: ")
+    is_section = key in ("model", "data.columns")
+    assert refusal({key: value}).startswith(
+        f"{key} is a section" if is_section else f"{key}={value_text(value)} is not"
+    )
 
 
 def test_wrong_type_within_a_list_is_refused_by_name() -> None:
-    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk[1]: ")
+    assert refusal({"evaluation.topk": [10, "x"]}).startswith("evaluation.topk=[10,x] is not possible: ")
 
 
 @pytest.mark.parametrize(
@@ -594,7 +593,6 @@ TABLE = {
     "data.quotes": False,
     "data.list_delimiter": ",",
     "data.time_format": "%d.%m.%Y",
-    "data.whole_ids": False,
     "data.encoding": "cp949",
     "data.on_bad_rows": "drop",
     "data.min_rating": 3.5,
@@ -625,9 +623,7 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     arguments -= {"download", "download_url"}  # of another table than the sample
     names |= {
         "cache_dir": tmp_path / "run" / "cache",
-        "table_options": TableOptions(
-            1, 3, 7, 6, "|", "cp949", "drop", 3.5, True, "%d.%m.%Y", ",", False, False, False
-        ),
+        "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True, "%d.%m.%Y", ",", False, False),
     }
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
     assert data.path == tmp_path / "other.csv"
@@ -748,3 +744,10 @@ def test_what_a_job_does_not_heed_is_refused(words: tuple[str, ...], line: str) 
     with pytest.raises(UserError) as refused:
         parse(composed(*words))
     assert str(refused.value) == line
+
+
+def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do() -> None:
+    assert unknown_key_message("training.cpu_processes") == (
+        "there is no setting training.cpu_processes since November 2026: leave it out; a training step runs in one"
+        " process, on all threads"
+    )

@@ -15,19 +15,26 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from predict_bert4rec import predict
 from src import help
-from src.cli import quote_path
+from src.batch import TrainBatch
+from src.config import known_keys
+from src.predict import predict
+from src.train import train
+from src.words import quote_text
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
-from train_bert4rec import train
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What stands in these documents beside our own scripts; a new kind of command has to be looked at before it is listed.
 OTHERS = ("git", "source", "pip", "awk", "head")
+INSTALLED = ("bert4rec-train", "bert4rec-predict")
 # They start our scripts on several machines, which a test does not have.
 CLUSTER = ("torchrun", "srun")
 SHELL = ("train", "predict", "both", "sample", "test")
@@ -80,6 +87,8 @@ def script_and_words(command: str) -> list[tuple[str, list[str]]]:
         return [(script, [*preset, *words[2:]]) for script in scripts]
     if words[0] in CLUSTER:
         words = ["python", *words[next(n for n, word in enumerate(words) if word.endswith("_bert4rec.py")) :]]
+    if words[0] in INSTALLED:
+        return [(words[0].removeprefix("bert4rec-"), words[1:])]
     if words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), command
         return []
@@ -106,7 +115,7 @@ def test_command_exists_and_its_overrides_fit(document: str, command: str) -> No
         if words[:1] == ["--help"]:
             assert not help.text(f"{script}_bert4rec.py", "", words[1:]).startswith("no setting")
             continue
-        overrides = [quote_path(word, "-m" in words) for word in words if "=" in word]
+        overrides = [quote_text(word, "-m" in words) for word in words if "=" in word]
         compose(*(first_value(word) for word in overrides if not word.startswith("hydra")))
 
 
@@ -213,3 +222,82 @@ def test_python_blocks_compile(document: Path) -> None:
 def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+GUIDE = ROOT / "docs" / "README_bert4rec.md"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link can name after #: the headings of a document, as GitHub and GitLab write them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_headings_lead_to_one(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+        assert anchor in anchors(document.parent / target if target else document), (target, anchor)
+
+
+def test_links_of_the_korean_guide_lead_to_korean_or_are_marked_as_english() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)(\(영어\))?", text)
+    assert len(links) > 30
+    for target, mark in links:
+        assert target.startswith("#") or mark, target
+    for link in re.findall(r"https?://", text):
+        assert text.count(f"]({link}") == text.count(link)  # none stands bare, without its mark
+
+
+def rows_of(section: str) -> list[list[str]]:
+    """Cells of the table rows of a section of the guide that begin with a key."""
+    [text] = re.findall(rf"^## {section}\n(.*?)^## ", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip().removesuffix(" 등").strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_korean_guide_lists_every_setting_with_its_default() -> None:
+    settings = yaml.safe_load((ROOT / "configs" / "bert4rec.yaml").read_text(encoding="utf-8"))
+    defaults: dict[str, Any] = {}
+    for key in known_keys():
+        value: Any = settings
+        for name in key.split("."):
+            value = value[name]
+        defaults["data.columns.user" if key.startswith("data.columns.") else key] = value  # a row for the four of them
+    listed = {key: yaml.safe_load(default) for key, default, *_ in rows_of("설정 키") if key != "experiment"}
+    assert listed == defaults
+    ranges = [row for row in rows_of("프리셋과 권장 크기") if "." in row[0]]
+    assert len(ranges) >= 8
+    for key, *_, default in ranges:
+        assert yaml.safe_load(default) == defaults[key], key
+
+
+def test_the_file_tree_of_the_korean_guide_is_there() -> None:
+    [tree] = re.findall(r"^## 파일 구성\n\n```\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    paths = [line.split()[0] for line in tree.splitlines()]
+    assert len(paths) >= 10
+    for path in paths:
+        assert (ROOT / path).exists(), path
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+
+
+def test_the_loss_in_the_korean_guide_is_that_of_the_model() -> None:
+    [block] = [block for block in blocks(GUIDE, "python") if "ignore_index=0" in block]
+    names: dict[str, Any] = {}
+    exec(compile(block, GUIDE.name, "exec"), names)
+    model, inputs, labels = (names[name] for name in ("model", "inputs", "labels"))
+    model.eval()
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=0)
+    chosen = labels[0].nonzero()[:, 0]
+    batch = TrainBatch(inputs, chosen, labels[0, chosen], None)
+    torch.testing.assert_close(model.loss(batch), expected)
+    assert names["loss"].isfinite()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_a_document_names_exist(document: Path) -> None:
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"\b(test_\w+\.py)\b|`(test_\w+_\w+)`", document.read_text(encoding="utf-8"))
+    for name in (file or function for file, function in named):
+        assert name in files or any(f"def {name}(" in text for text in files.values()), name

@@ -18,8 +18,8 @@ from src import checkpoint, cli, resume
 from src.config import known_keys, parse
 from src.data.interactions import read_interactions
 from src.errors import UserError
+from src.train import train
 from tests.scripts.conftest import ROOT, TINY, call, make_rows, train_here, write_table
-from train_bert4rec import train
 
 SECONDS = 20  # that no single case may take
 ODD: list[Any] = [

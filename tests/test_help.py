@@ -1,5 +1,6 @@
 """`--help`: every setting, from the one place where it stands, and no torch on the way."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -25,14 +26,46 @@ def test_every_setting_preset_and_sweep_is_there(script: str, tmp_path: Path) ->
         for path in (CONFIGS / group).rglob("*.yaml"):
             name = path.relative_to(CONFIGS / group).with_suffix("").as_posix()
             assert any(line.split()[:1] == [name] for line in lines), name
-    assert f"usage: python {script} [KEY=VALUE ...]" in lines
+    assert f"usage: {sys.executable} {ROOT / script} [KEY=VALUE ...]" in lines
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "purpose"),
+    [
+        (b"", ""),
+        (b"training:\n  lr: 1\n", ""),
+        (b"# @package _global_\n", ""),
+        (b"#\n# My own: and more\n", "My own"),
+        (b"# \xff\xfe\n\x00", "\ufffd\ufffd"),
+        (b"a: [1\n", ""),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_preset_of_the_users_own_may_hold_anything(
+    content: bytes | None, purpose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(help, "CONFIGS", tmp_path / "configs")
+    mine = tmp_path / "configs" / "experiment" / "of mine" / "first.yaml"
+    mine.parent.mkdir()
+    mine.mkdir() if content is None else mine.write_bytes(content)
+    assert help.presets("experiment")["of mine/first"].startswith(purpose)
+    assert "of mine/first" in help.text("train_bert4rec.py", "")
+    shutil.rmtree(tmp_path / "configs" / "sweep")
+    assert "Sweeps" in help.text("train_bert4rec.py", "")
+
+
+def test_it_is_called_as_the_user_did(tmp_path: Path) -> None:
+    assert "  ./run_bert4rec.sh train experiment=sample\n" in help.text(
+        "train_bert4rec.py", "", call="./run_bert4rec.sh train"
+    )
 
 
 def test_it_needs_neither_torch_nor_lightning_nor_pandas() -> None:
     code = (
         "import sys; sys.argv = ['train_bert4rec.py', '-h'];"
-        "import train_bert4rec; train_bert4rec.cli.run(train_bert4rec.train);"
+        "from src import train as train_bert4rec; train_bert4rec.cli.run(train_bert4rec.train);"
         "print({'torch', 'pytorch_lightning', 'pandas', 'pyarrow'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,14 +8,13 @@ import pyarrow as pa
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from src import logs
-from src.batch import TrainBatch, TrainStep
+from src.batch import TrainBatch
 from src.data.titles import Titles
 from src.data.vocabulary import Vocabulary
 from src.errors import UserError
@@ -138,12 +137,12 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
     logger = mock.Mock()
     callback, module, trainer = logs.Throughput(), mock.Mock(), mock.Mock(world_size=2, loggers=[logger])
     trainer.global_step = 5
-    part = TrainBatch(torch.zeros(6, 3), torch.zeros(6, 1), torch.zeros(0), torch.zeros(0))
+    batch = TrainBatch(torch.zeros(12, 3), torch.zeros(0), torch.zeros(0), None)
     for _ in range(2):
         callback.on_train_epoch_start(trainer, module)
         for _ in range(3):
             now += 1.0
-            callback.on_train_batch_end(trainer, module, None, TrainStep([[part, part]], None), 0)
+            callback.on_train_batch_end(trainer, module, None, batch, 0)
         callback.on_validation_start(trainer, module)
         now += 50.0
         callback.on_validation_end(trainer, module)
@@ -151,17 +150,3 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
         callback.on_train_epoch_end(trainer, module)
         logger.log_metrics.assert_called_once_with({"sequences_per_second": 3 * 12 * 2 / 4.0}, step=4)
         logger.reset_mock()
-
-
-@pytest.mark.parametrize("last", [{"is_last_batch": True}, {"global_step": 70, "max_steps": 70}])
-def test_the_bar_is_drawn_at_intervals_and_for_the_last_step(monkeypatch: pytest.MonkeyPatch, last: dict) -> None:
-    now = 100.0
-    monkeypatch.setattr(logs.time, "perf_counter", lambda: now)
-    drawn: list[int] = []
-    monkeypatch.setattr(TQDMProgressBar, "on_train_batch_end", lambda self, trainer, *args: drawn.append(args[-1]))
-    bar = logs.Progress()
-    for batch in range(10):
-        trainer = mock.Mock(**{"is_last_batch": False} | (last if batch == 9 else {}))
-        bar.on_train_batch_end(trainer, mock.Mock(), None, None, batch)
-        now += 0.03
-    assert drawn == [0, 4, 8, 9]

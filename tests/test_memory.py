@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from src import memory
-from src.callbacks import FreedMemory
 from src.errors import UserError
 
 
@@ -56,20 +55,3 @@ def test_freed_memory_goes_back_where_the_c_library_can_give_it_and_nothing_happ
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     memory.give_back()
     assert asked == [0]
-
-
-def test_training_has_freed_memory_kept_where_the_c_library_can_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[int, int] = {}
-
-    class Glibc:
-        @staticmethod
-        def mallopt(parameter: int, value: int) -> int:
-            asked[parameter] = value
-            return 1
-
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    memory.keep()
-    assert asked == {}
-    monkeypatch.setattr("ctypes.CDLL", lambda name: Glibc)
-    FreedMemory().on_train_start()
-    assert asked == {-1: 2**30, -3: 2**30}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from src import ranking
 from src.errors import UserError
-from src.native import compiler
+from src.models.network import Architecture, Network
+from src.native import compiler, door
 
 ITEMS = 7
 
@@ -83,17 +84,31 @@ def test_ties_count_against_the_target_wherever_it_stands() -> None:
     assert ranking.target_ranks(scores, torch.arange(1, ITEMS + 1)).tolist() == [6, 6, 6, 6, 6, 6, 4]
 
 
-@pytest.mark.parametrize("at_a_time", [1, 2 * (ITEMS + 2), 5 * (ITEMS + 2), 1000])
-def test_ranks_are_the_same_however_many_scores_are_compared_at_a_time(
-    at_a_time: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(1)
-    scores = torch.randint(6, (5, ITEMS + 2)).float()
-    targets = torch.tensor([3, 1, 7, 7, 2])
-    expected = [sum(row >= row[target]).item() - 1 for row, target in zip(scores, targets, strict=True)]
-    monkeypatch.setattr(ranking, "COMPARED_AT_A_TIME", at_a_time)
-    assert ranking.target_ranks(scores, targets).tolist() == expected
-    assert ranking.target_ranks(scores[:0], targets[:0]).tolist() == []
+def ranked(
+    switch: str,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    items: torch.Tensor,
+    at_a_time: int = ranking.SCORES_AT_A_TIME,
+) -> torch.Tensor:
+    """Ranks by a network with this output layer, by plain PyTorch (switch 0) or by kernels where there are some."""
+    of = Architecture(weight.shape[1], 1, 1, share_embeddings=False, output_bias=bias is not None)
+    network = Network(len(weight) - 2, of).to(weight.dtype)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        network.output.weight.copy_(weight)
+        if bias is not None:
+            network.output.bias.copy_(bias)
+        patch.setenv(compiler.SWITCH, switch)
+        patch.setattr(ranking, "SCORES_AT_A_TIME", at_a_time)
+        patch.setattr(ranking, "LEAST_ROWS", 1)
+        by_row = rows.argsort(stable=True)
+        return door.target_ranks(network, hidden, targets, rows[by_row], items[by_row])
+
+
+NONE = torch.tensor([], dtype=torch.long)
 
 
 WHOLE = st.integers(-2, 2).map(float)  # products of whole numbers are exact in whatever order they are added
@@ -116,52 +131,41 @@ def linear_models(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, ITEMS))),
     st.lists(st.integers(0, ITEMS + 1), min_size=4, max_size=4),
     st.sampled_from([1, 5, 8, 13, 10_000]),
-    st.sampled_from([None, 0.0, 0.5, math.nan]),
     st.sampled_from([torch.float32, torch.float64]),
     st.sampled_from(["0", "auto"]),
 )
 @settings(max_examples=400, deadline=None)
-def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores(
+def test_ranks_of_some_rows_at_a_time_equal_those_of_all_scores(
     model: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     seen: list[tuple[int, int]],
     targets: list[int],
     at_a_time: int,
-    guess: float | None,
     dtype: torch.dtype,
     native: str,
 ) -> None:
-    """However many are taken at a time, and, by torch, whatever their own scores are first taken for."""
     hidden, weight, bias = (tensor if tensor is None else tensor.to(dtype) for tensor in model)
     rows, items = torch.tensor([pair for pair in seen if pair[0] < len(hidden)], dtype=torch.long).view(-1, 2).T
     true_items = torch.tensor(targets[: len(hidden)])
     scores = hidden @ weight.t() if bias is None else hidden @ weight.t() + bias
     expected = ranking.target_ranks(ranking.candidate_scores(scores, rows, items), true_items)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(compiler.SWITCH, native)
-        patch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
-        if guess is not None:
-            patch.setattr(ranking, "_true_scores", lambda hidden, *_: hidden.new_full((len(hidden),), guess))
-        ranks = ranking.linear_target_ranks(hidden, weight.requires_grad_(), bias, true_items, rows, items)
+    ranks = ranked(native, hidden, weight, bias, true_items, rows, items, at_a_time)
     assert ranks.tolist() == expected.tolist()
     assert ranks.dtype == expected.dtype
 
 
 @pytest.mark.parametrize(("native", "threads"), [("0", 1), ("auto", 1), ("auto", 3)])
 @pytest.mark.parametrize("rows", [300, 17])
-def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores_of_real_numbers(
+def test_ranks_of_some_rows_at_a_time_equal_those_of_all_scores_of_real_numbers(
     native: str, threads: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several thousand items, in double precision, where no two scores are within rounding of each other."""
-    monkeypatch.setenv(compiler.SWITCH, native)
-    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2**16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(1)
     hidden, weight = torch.randn(rows, 8).double(), torch.randn(5000, 8).double()
     targets, seen_rows, items = (
         torch.randint(*limits) for limits in ((1, 4999, (rows,)), (rows, (900,)), (1, 4999, (900,)))
     )
-    assert len(hidden) * len(weight) > ranking.COMPUTED_AT_A_TIME
-    ranks = ranking.linear_target_ranks(hidden, weight, None, targets, seen_rows, items)
+    ranks = ranked(native, hidden, weight, None, targets, seen_rows, items, 2**16)
     expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), seen_rows, items), targets)
     assert torch.equal(ranks, expected)
     assert ranks.unique().numel() > 0.6 * rows
@@ -169,37 +173,43 @@ def test_ranks_counted_some_tokens_at_a_time_equal_those_of_all_scores_of_real_n
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, 3, ITEMS + 1])
-@pytest.mark.parametrize(("native", "at_a_time"), [("0", 4), ("auto", 4), ("auto", 1000)])
-def test_scores_that_are_not_finite_have_no_ranks(
-    bad: float, token: int, native: str, at_a_time: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(compiler.SWITCH, native)
-    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", at_a_time)
-    weight, none = torch.ones(ITEMS + 2, 1), torch.tensor([], dtype=torch.long)
+@pytest.mark.parametrize("native", ["0", "auto"])
+def test_scores_that_are_not_finite_have_no_ranks(bad: float, token: int, native: str) -> None:
+    weight = torch.ones(ITEMS + 2, 1)
     weight[token] = bad
     with pytest.raises(UserError, match="NaN or infinite"):
-        ranking.linear_target_ranks(torch.ones(2, 1), weight, None, torch.tensor([1, 2]), none, none)
+        ranked(native, torch.ones(2, 1), weight, None, torch.tensor([1, 2]), NONE, NONE, 4)
 
 
 @pytest.mark.parametrize("native", ["0", "auto"])
-def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(
-    native: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(compiler.SWITCH, native)
-    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2)
-    weight, none = torch.tensor([[0.0], [3e38], [3e38], [3.1e38], [0.0]]), torch.tensor([], dtype=torch.long)
-    assert ranking.linear_target_ranks(torch.ones(1, 1), weight, None, torch.tensor([2]), none, none).tolist() == [2]
+def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(native: str) -> None:
+    weight = torch.tensor([[0.0], [3e38], [3e38], [3.1e38], [0.0]])
+    assert ranked(native, torch.ones(1, 1), weight, None, torch.tensor([2]), NONE, NONE).tolist() == [2]
 
 
-def test_bfloat16_scores_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "COMPUTED_AT_A_TIME", 2)
-    none = torch.tensor([], dtype=torch.long)
-    weight = torch.ones(1003, 1, dtype=torch.bfloat16)  # whole numbers above 256 are not all in its range
-    ranks = ranking.linear_target_ranks(weight[:1], weight, None, torch.tensor([5]), none, none)
-    assert ranks.tolist() == [1000]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        ranks = ranking.linear_target_ranks(weight[:1].float(), weight.float(), None, torch.tensor([5]), none, none)
-    assert ranks.tolist() == [1000]
+@pytest.mark.parametrize("width", [16, 33, 64])
+@pytest.mark.parametrize("native", ["0", "auto"])
+def test_an_item_with_the_same_row_ties(native: str, width: int) -> None:
+    """Of each item there are two: the target's twin counts against it, and so does no rounding."""
+    torch.manual_seed(5)
+    hidden, single = torch.randn(100, width), torch.randn(500, width)
+    weight = torch.cat([torch.zeros(1, width), single.repeat_interleave(2, dim=0), torch.zeros(1, width)])
+    targets = torch.randint(1, 1001, (100,))
+    scores = hidden.double() @ single.double().t()
+    better = (scores > scores.gather(1, (targets[:, None] - 1) // 2)).sum(dim=1)
+    ranks = ranked(native, hidden, weight, None, targets, NONE, NONE)
+    assert ((ranks - (2 * better + 1)).abs() <= 2).all()  # where two scores are within rounding of each other
+    assert (ranks % 2 == 1).all()
+
+
+@pytest.mark.parametrize("native", ["0", "auto"])
+def test_a_rank_is_never_below_zero_whatever_rounding_does(native: str) -> None:
+    """The target is left out of the count, not subtracted from it: where it is the only candidate it has rank 0."""
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(40, 33), torch.randn(9, 33)
+    targets = torch.randint(1, 8, (40,))
+    rows, items = (targets[:, None] != torch.arange(9)).nonzero().T
+    assert ranked(native, hidden, weight, None, targets, rows, items).tolist() == [0] * 40
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -295,3 +305,43 @@ def test_top_k_of_a_large_catalogue_is_that_of_a_sort(tokens: int) -> None:
         assert torch.equal(scores.gather(1, items)[items != 0], best[items != 0])
         assert (items[best == -torch.inf] == 0).all()
         assert all(len(set(row)) == k for row in items.tolist() if 0 not in row)
+
+
+LOWER = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+@pytest.mark.parametrize("rows", [40, 200])  # below and above what is computed at a time
+@pytest.mark.parametrize("native", ["0", "auto"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_ranks_of_lower_precision_are_those_of_its_hidden_states_in_float32(
+    mixed: bool, native: str, rows: int, dtype: torch.dtype
+) -> None:
+    """Among 20,000 items, by whole numbers: exact in float32, where their sums in bfloat16 tie by the hundred."""
+    torch.manual_seed(3)
+    hidden, weight, bias = (torch.randint(-128, 129, shape).float() for shape in ((rows, 16), (20_002, 16), (20_002,)))
+    hidden = hidden.to(dtype)
+    if not mixed:  # the weights themselves are of that type
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    targets, seen_rows, seen = (
+        torch.randint(*limits) for limits in ((1, 20_001, (rows,)), (rows, (900,)), (1, 20_001, (900,)))
+    )
+    scores = hidden.double() @ weight.double().t() + bias.double()
+    expected = ranking.target_ranks(ranking.candidate_scores(scores, seen_rows, seen), targets)
+    with torch.autocast("cpu", dtype=dtype, enabled=mixed):
+        ranks = ranked(native, hidden, weight, bias, targets, seen_rows, seen)
+    assert torch.equal(ranks, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_keep_full_precision(dtype: torch.dtype) -> None:
+    hidden, weight = torch.ones(1, 1, dtype=dtype), torch.ones(5, 1, dtype=dtype)
+    ((_, scores),) = ranking.linear_candidate_scores(hidden, weight, None, NONE, NONE)
+    assert scores.dtype == dtype
+
+
+def test_ranks_of_more_tokens_than_float32_counts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "EXACT_IN_FLOAT", ITEMS)
+    monkeypatch.setattr(torch, "ge", None)  # what counts in float
+    ranks = ranking.target_ranks(candidates([[0.0, *range(ITEMS), 0.0]] * 2, [set(), {5}]), torch.tensor([1, 1]))
+    assert ranks.tolist() == [ITEMS - 1, ITEMS - 2]

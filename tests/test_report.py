@@ -145,3 +145,49 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="no space left"):
         report.write_json(path, {"new": 1})
     assert json.loads(path.read_text()) == content
+
+
+def content_with(lead: list[float], model: float = 0.3) -> dict[str, Any]:
+    rows = {"popularity": 0.1, "item-item": 0.25, "BERT4Rec (best.ckpt)": model, "best reachable": 0.4}
+    ends = {"popularity": {"ndcg@5": [0.1, 0.3]}, "item-item": {"ndcg@5": lead}}
+    return {
+        "figures": {"val": {}, "test": {name: {"test_ndcg@5": value} for name, value in rows.items()}},
+        "details": {"val": {}, "test": {"lead": {"full": ends}}},
+        "settings": {"data": {"window_stride": None}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("lead", "model", "expected"),
+    [
+        (
+            [0.01, 0.09],
+            0.3,
+            "verdict: BERT4Rec (best.ckpt) beats popularity and item-item; its lead over item-item is NDCG@5 +0.0500,"
+            " 95% interval +0.0100 to +0.0900",
+        ),
+        (
+            [-0.01, 0.03],
+            0.26,
+            "verdict: BERT4Rec (best.ckpt) and item-item cannot be told apart (NDCG@5 +0.0100, 95% interval -0.0100 to"
+            " +0.0300): try experiment=best, or train longer",
+        ),
+        (
+            [-0.09, -0.01],
+            0.2,
+            "verdict: BERT4Rec (best.ckpt) is behind item-item (NDCG@5 -0.0500, 95% interval -0.0900 to -0.0100): try"
+            " experiment=best, or train longer",
+        ),
+    ],
+)
+def test_the_verdict_says_by_how_much_and_whether_it_is_more_than_chance(
+    lead: list[float], model: float, expected: str
+) -> None:
+    assert report.verdict(content_with(lead, model), [5, 10]) == expected
+
+
+def test_there_is_no_verdict_without_figures_or_intervals() -> None:
+    assert report.verdict({"figures": {}, "details": {}}, [5]) is None
+    without = content_with([0.0, 0.1])
+    without["details"]["test"] = {}
+    assert report.verdict(without, [5]) is None

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from src import ranking
 from src.config import parse
 from src.models import BERT4Rec
-from train_bert4rec import build_data, train
+from src.train import build_data, train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MAX_LEN, HIDDEN, HEADS = 7, 12, 3
@@ -186,9 +186,9 @@ def reviewed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for stage, from_end, loader in (("val", 2, data.val_dataloader()), ("test", 1, data.test_dataloader())):
         package_ranks[stage], ranks[stage], popularity_ranks[stage] = [-1] * len(sequences), [], []
         package_scores = np.zeros((len(sequences), len(ids) + 2))
-        for batch in (part for parts in loader for part in parts):
+        for batch in loader:
             with torch.inference_mode():
-                scores = model.candidate_scores(batch)
+                scores = torch.cat([some.clone() for _, some in model.candidate_scores(batch)])
                 batch_ranks = ranking.target_ranks(scores, batch.targets)
             package_scores[batch.users.numpy()] = scores.numpy()
             for user, rank in zip(batch.users.tolist(), batch_ranks.tolist(), strict=True):

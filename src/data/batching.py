@@ -6,7 +6,7 @@ tensors with a handful of array operations.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
-from src.data import masking
-from src.data.sequences import Indices, Spans, flatten, pad_left
+from ..batch import EvalBatch, Negatives, PredictBatch, TrainBatch, mask_token
+from . import masking
+from .sequences import Indices, Spans, flatten, pad_left
 
 # Batches sorted by length together: enough for little padding, few enough for an epoch to stay random.
 BATCHES_IN_POOL = 32
-# What a layer holds of so many tokens fits in a processor's cache at the usual widths of 64 to 256.
-TOKENS_PER_PART = 4096
-# Scores of so many (user, item) pairs, 64 MiB, are in memory at a time: the whole item table is read for them.
-SCORES_PER_PART = 2**24
-# Predictions on a CPU keep the users' order, but so many batches of them are cut by length together: less is padded.
-BATCHES_TOGETHER = 4
 # At most so many training batches are made in a row, and of so many tokens.
 BATCHES_AHEAD, TOKENS_AHEAD = 8, 2**17
 
@@ -40,7 +34,7 @@ class Plan(NamedTuple):
     rows: Indices
     entropy: tuple[int, ...]
     shared_entropy: tuple[int, ...] = ()
-    counts: bool = True  # as in `TrainStep`
+    counts: bool = True  # False: a row taken for nothing, by a process for which a last batch was too small
 
 
 class ShuffledBatches(Sampler[Plan]):
@@ -93,7 +87,7 @@ class ShuffledBatches(Sampler[Plan]):
             )
 
 
-class AheadLoader(DataLoader[TrainStep]):
+class AheadLoader(DataLoader[TrainBatch]):
     """Makes some batches in a row, in half of the time that they take one by one between the steps of training.
 
     A step leaves little of what the making of batches needs in the processor's caches.
@@ -107,11 +101,11 @@ class AheadLoader(DataLoader[TrainStep]):
         super().__init__(**options)
         self.ahead = ahead
 
-    def __iter__(self) -> Iterator[TrainStep]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[TrainBatch]:  # type: ignore[override]
         return _some_at_a_time(super().__iter__(), self.ahead)
 
 
-def _some_at_a_time(batches: Iterator[TrainStep], ahead: int) -> Iterator[TrainStep]:
+def _some_at_a_time(batches: Iterator[TrainBatch], ahead: int) -> Iterator[TrainBatch]:
     while some := list(itertools.islice(batches, ahead)):
         yield from some
 
@@ -145,17 +139,6 @@ class OrderedBatches(Sampler[Indices]):
         return iter(self.batches)
 
 
-def split_by_length(rows: Indices, lengths: Indices, tokens_per_part: int | None) -> list[Indices]:
-    """Rows [B] in order of their lengths [B], cut into parts of about equal numbers of tokens; None: a single part."""
-    if len(rows) == 0:
-        return []
-    order = np.argsort(lengths, kind="stable")
-    tokens = lengths[order].cumsum()
-    parts = 1 if tokens_per_part is None else max(1, -(-int(tokens[-1]) // tokens_per_part))
-    cuts = np.searchsorted(tokens, tokens[-1] * np.arange(1, parts) / parts)
-    return [part for part in np.split(rows[order], cuts) if len(part)]
-
-
 class NegativeSampler:
     """Draws items for the sampled losses, an item seen c times in training with a chance that goes with c ** power.
 
@@ -179,13 +162,8 @@ class NegativeSampler:
 
 
 @dataclass(frozen=True)
-class TrainingSet(Dataset[TrainStep]):
-    """Spans of at most `max_len` items, masked anew for each plan.
-
-    A batch is made in parts of similar length of about `tokens_per_part` tokens, so that little is padded and what a
-    part needs stays in the processor's cache; None makes one part of it. Before that it is dealt out in `shares`, to as
-    many processes; since the rows of a plan come in order of length, each share is as long as the others.
-    """
+class TrainingSet(Dataset[TrainBatch]):
+    """Spans of at most `max_len` items, masked anew for each plan."""
 
     tokens: Indices
     spans: Spans
@@ -194,24 +172,11 @@ class TrainingSet(Dataset[TrainStep]):
     mask_token_share: float
     random_token_share: float
     mask_last_share: float
-    tokens_per_part: int | None = None
     negative_sampler: NegativeSampler | None = None
-    shares: int = 1
 
-    def __getitem__(self, plan: Plan) -> TrainStep:
+    def __getitem__(self, plan: Plan) -> TrainBatch:
         generator = np.random.default_rng(plan.entropy)
-        shares = [plan.rows[share :: self.shares] for share in range(min(self.shares, len(plan.rows)))]
-        return TrainStep(
-            [[self._part(rows, generator) for rows in self._parts(share)] for share in shares],
-            self.negative_sampler.draw(np.random.default_rng(plan.shared_entropy)) if self.negative_sampler else None,
-            plan.counts,
-        )
-
-    def _parts(self, rows: Indices) -> list[Indices]:
-        return split_by_length(rows, self.spans.lengths[rows], self.tokens_per_part)
-
-    def _part(self, rows: Indices, generator: np.random.Generator) -> TrainBatch:
-        sequences = pad_left(self.tokens, self.spans[rows])
+        sequences = pad_left(self.tokens, self.spans[plan.rows])
         is_chosen, is_last_only = masking.choose_targets(sequences, generator, self.mask_prob, self.mask_last_share)
         inputs = masking.replace_targets(
             sequences,
@@ -222,14 +187,17 @@ class TrainingSet(Dataset[TrainStep]):
             self.mask_token_share,
             self.random_token_share,
         )
-        positions, slots = masking.compact(is_chosen)
+        targets = sequences[is_chosen].astype(np.int64)
         return TrainBatch(
-            *(torch.from_numpy(array) for array in (inputs, positions, slots, sequences[is_chosen].astype(np.int64)))
+            torch.from_numpy(inputs),
+            torch.from_numpy(np.flatnonzero(is_chosen)),
+            torch.from_numpy(targets if plan.counts else np.zeros_like(targets)),
+            self.negative_sampler.draw(np.random.default_rng(plan.shared_entropy)) if self.negative_sampler else None,
         )
 
 
 @dataclass(frozen=True)
-class HistorySet(Dataset[list[PredictBatch]]):
+class HistorySet(Dataset[PredictBatch]):
     """Histories to be continued: the last max_len - 1 items and [MASK].
 
     Attributes:
@@ -243,20 +211,8 @@ class HistorySet(Dataset[list[PredictBatch]]):
     num_items: int
     max_len: int
     exclude_seen: bool
-    tokens_per_part: int | None = field(default=None, kw_only=True)
 
-    def __getitem__(self, rows: Indices) -> list[PredictBatch]:
-        return [self._part(part) for part in self._parts(rows)]
-
-    def _parts(self, rows: Indices) -> list[Indices]:
-        """Each part small enough for its inputs to stay in cache, and for its scores of all items to be in memory."""
-        lengths = self.histories[rows].last(self.max_len - 1).lengths + 1
-        if self.tokens_per_part is not None:
-            most_rows = max(1, SCORES_PER_PART // self.num_items)
-            lengths = np.maximum(lengths, self.tokens_per_part // most_rows)
-        return split_by_length(rows, lengths, self.tokens_per_part)
-
-    def _part(self, rows: Indices) -> PredictBatch:
+    def __getitem__(self, rows: Indices) -> PredictBatch:
         return PredictBatch(*self._tensors(rows))
 
     def _tensors(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -277,5 +233,5 @@ class EvaluationSet(HistorySet):
 
     targets: Indices
 
-    def _part(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
+    def __getitem__(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
         return EvalBatch(*self._tensors(rows), torch.from_numpy(self.targets[rows]))

@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.batch import EvalBatch, TrainStep
-from src.data import download, sample
-from src.data.batching import (
+from ..batch import EvalBatch, TrainBatch
+from ..errors import UserError
+from . import download, sample
+from .batching import (
     BATCHES_AHEAD,
     TOKENS_AHEAD,
-    TOKENS_PER_PART,
     AheadLoader,
     EvaluationSet,
     NegativeSampler,
@@ -24,11 +25,10 @@ from src.data.batching import (
     ShuffledBatches,
     TrainingSet,
 )
-from src.data.prepared import load_training_data
-from src.data.sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
-from src.data.table import TableOptions
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
+from .prepared import load_training_data
+from .sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
+from .table import TableOptions
+from .vocabulary import Vocabulary
 
 
 class BERT4RecDataModule(pl.LightningDataModule):
@@ -110,7 +110,6 @@ class BERT4RecDataModule(pl.LightningDataModule):
         self.download_url = download_url
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.seed = seed
-        self.shares = 1  # processes that a training step is shared out to, see `src.models.helpers`
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
     @property
@@ -120,7 +119,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """In one process of each machine, before `setup`: make or fetch the table."""
         if self.generate_sample:
-            sample.write(self.path, self.seed)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.parent / f".{self.path.name}.lock"):  # of several processes one writes it
+                sample.write(self.path, self.seed)
         if self.download:
             download.fetch(self.download, self.path.parent, self.download_url)
 
@@ -166,7 +167,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
             return self.spans.last(self.max_len)
         return windows(self.spans, self.max_len, self.window_stride)
 
-    def train_dataloader(self) -> DataLoader[TrainStep]:
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
         spans = self.train_rows()
         training_set = TrainingSet(
             self.sequences.tokens,
@@ -176,11 +177,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
             self.mask_token_share,
             self.random_token_share,
             self.mask_last_share,
-            TOKENS_PER_PART if self._on_cpu() else None,
             NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
             if self.num_negatives
             else None,
-            self.shares,
         )
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)
@@ -204,7 +203,6 @@ class BERT4RecDataModule(pl.LightningDataModule):
             self.max_len,
             self.filter_seen,
             targets,
-            tokens_per_part=TOKENS_PER_PART if self._on_cpu() else None,
         )
 
     def evaluated_user_ids(self) -> pa.StringArray:
@@ -213,7 +211,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return self.user_ids.take(pa.array(users))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave it where it is on a CPU: Lightning would go through every tensor of every part."""
+        """Leave it where it is on a CPU: Lightning would go through every tensor."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,5 +281,5 @@ class BERT4RecDataModule(pl.LightningDataModule):
             "batch_size": None,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": not on_cpu,
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }

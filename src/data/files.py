@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from src.errors import UserError
+from ..errors import UserError
 
 GZIP, ZSTD, BZIP2, ZIP, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04", b"PAR1"
 CODECS = {GZIP: "gzip", ZSTD: "zstd", BZIP2: "bz2"}

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src.data import interactions
-from src.data.sequences import Indices
-from src.errors import UserError
+from ..errors import UserError
+from . import interactions
+from .sequences import Indices
 
 
 def read_ids(path: Path, column: str) -> pa.StringArray:

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.data import files, id_forms
-from src.data.readers import read_part
-from src.data.readers.times import UNIT_NAMES, unit_of
-from src.data.table import IDS, Part, TableOptions
-from src.errors import UserError
+from ..errors import UserError
+from . import files, id_forms
+from .readers import read_part
+from .readers.times import UNIT_NAMES, unit_of
+from .table import IDS, Part, TableOptions
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,9 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
     items, item_ids = _codes(part.ids["item"] for part in parts)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     del parts
-    if options.whole_ids:
-        users, user_ids, notes_on_users = _whole(users, user_ids, "user")
-        items, item_ids, notes_on_items = _whole(items, item_ids, "item")
-        notes += [*notes_on_users, *notes_on_items]
+    users, user_ids, notes_on_users = _whole(users, user_ids, "user")
+    items, item_ids, notes_on_items = _whole(items, item_ids, "item")
+    notes += [*notes_on_users, *notes_on_items]
     for role, ids in (("user", user_ids), ("item", item_ids)):
         count, example = id_forms.clashes(ids)
         if count:
@@ -95,10 +94,7 @@ def _whole(
         return codes, ids, []
     encoded = whole.dictionary_encode()
     number = encoded.dictionary[0].as_py()
-    note = (
-        f"ids         {role}: whole numbers written as {number}.0 are read as {number} (data.whole_ids=false keeps them"
-        " as text)"
-    )
+    note = f"ids         {role}: all are whole numbers, some written like {number}.0, and are read like {number}"
     return encoded.indices.to_numpy()[codes], encoded.dictionary, [note]
 
 
@@ -159,8 +155,9 @@ def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
     if kinds == {False}:
         units = sorted({unit for array in times if len(array) and (unit := unit_of(array)) != np.inf})
         if len(units) > 1:
+            found = " in some and ".join(UNIT_NAMES[unit] for unit in units)
             raise UserError(
-                f"the files of {path} do not fit together: times are {' in some and '.join(UNIT_NAMES[u] for u in units)}"
+                f"the files of {path} do not fit together: times are {found}"
                 " in others; write them in one unit, or leave times out with data.columns.time=false"
             )
     if len({array.dtype for array in times}) > 1 and kinds == {True}:

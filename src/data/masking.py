@@ -1,12 +1,12 @@
 """The Cloze task (paper section 3.6) as pure functions of token arrays and a random generator.
 
-B batch, L longest sequence of the batch, M most targets in one sequence, N targets in the batch.
+B batch, L longest sequence of the batch.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.batch import PAD, mask_token
+from ..batch import PAD, mask_token
 
 Tokens = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -64,18 +64,3 @@ def replace_targets(
     inputs = sequences.copy()
     inputs[rows, columns] = tokens
     return inputs
-
-
-def compact(is_chosen: Flags) -> tuple[Tokens, Tokens]:
-    """Columns of the chosen items of each row, side by side.
-
-    Returns:
-        positions [B, M], padded with 0 on the right, and slots [N], the entries of the flattened positions in use.
-    """
-    rows, columns = is_chosen.nonzero()
-    counts = is_chosen.sum(axis=1)
-    most = int(counts.max())
-    slots = rows * most + np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
-    positions = np.zeros(len(is_chosen) * most, dtype=np.int64)
-    positions[slots] = columns
-    return positions.reshape(len(is_chosen), most), slots

@@ -14,10 +14,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from src.batch import PAD
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.files import part_of
+from ..batch import PAD
+from ..errors import UserError
+from ..files import part_of
+from .vocabulary import Vocabulary
 
 ROWS_IN_A_GROUP = 2**17  # of Parquet: what is kept in memory before it is written
 

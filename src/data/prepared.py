@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from src.data import files
-from src.data.cache import Content, cached
-from src.data.interactions import Interactions, read_interactions
-from src.data.sequences import Sequences, build
-from src.data.table import TableOptions
+from . import files
+from .cache import Content, cached
+from .interactions import Interactions, read_interactions
+from .sequences import Sequences, build
+from .table import TableOptions
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.batch import PAD
-from src.data import id_forms
-from src.data.vocabulary import Vocabulary
+from ..batch import PAD
+from . import id_forms
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # a recommender needs spans, but no reader of tables
-    from src.data.interactions import Interactions
+    from .interactions import Interactions
 
 Indices = NDArray[np.int64]
 Tokens = NDArray[Any]  # int32 or int64; what becomes a batch is int64

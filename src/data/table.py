@@ -34,7 +34,6 @@ class TableOptions:
         list_delimiter: what stands between the items of one cell; None where a cell holds one item.
         history_lines: whether each line is a user and all items of the history, without a header line.
         quotes: whether a field may be in quotes; False takes a quote as a letter like any other.
-        whole_ids: whether ids that all are whole numbers, some written as 37.0, are read as 37.
     """
 
     user: str | int | None = None
@@ -50,12 +49,16 @@ class TableOptions:
     list_delimiter: str | None = None
     history_lines: bool = False
     quotes: bool = True
-    whole_ids: bool = True
 
     @property
     def has_header(self) -> bool:
         """Whether no column is given by its place."""
         return not any(type(place) is int for place in (self.user, self.item, self.time, self.rating))
+
+    @property
+    def names_nothing(self) -> bool:
+        """Whether columns are left to be recognised."""
+        return self.user is None and self.item is None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from src.data import files, id_forms
-from src.data.readers import columns, layout
-from src.data.readers.encodings import as_utf8
-from src.data.table import TableOptions, one_line
-from src.errors import UserError
+from ..errors import UserError
+from . import files, id_forms
+from .readers import columns, layout
+from .readers.encodings import as_utf8
+from .table import TableOptions, one_line
 
-TITLE_NAMES = "title name itemname movietitle moviename itemtitle producttitle productname prodname booktitle".split()
+# As `columns.simplified` has them; the first that is there is taken.
+TITLE_NAMES = ["title", "name", "itemname", "movietitle", "moviename", "itemtitle", "producttitle", "productname"]
+TITLE_NAMES += ["prodname", "booktitle"]
 
 
 class Titles:
@@ -52,6 +54,8 @@ def read_titles(path: str | None) -> Titles:
         raise UserError(
             f"there is no file {file}: name a CSV with the columns item and title with data.items_file=FILE"
         )
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty: name a CSV with the columns item and title with data.items_file=FILE")
     source, _ = as_utf8(files.load(file), TableOptions())
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")

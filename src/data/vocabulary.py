@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.data import id_forms
+from . import id_forms
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Vocabulary:
         """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64.
 
         37 finds 37.0 and the other way round if the id itself is unknown: tables write one number in both ways, and
-        checkpoints of before `data.whole_ids` have the second.
+        older checkpoints have the second.
         """
         return id_forms.index_in(ids, self.ids) + 1
 

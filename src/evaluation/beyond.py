@@ -6,8 +6,8 @@ U users, K length of a list, N items. A list holds item tokens, 0 where a user h
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.batching import EvaluationSet
-from src.data.sequences import Indices, flatten
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, flatten
 
 
 def beyond_accuracy(lists: Indices, counts: Indices, evaluation_set: EvaluationSet) -> dict[str, float]:

@@ -8,15 +8,15 @@ import pyarrow as pa
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from src import ranking
-from src.baselines import LastItemSuccessors, Popularity
-from src.data.batching import TOKENS_PER_PART, EvaluationSet
-from src.data.sequences import Indices, Spans
-from src.evaluation import protocols
-from src.evaluation.beyond import beyond_accuracy
-from src.evaluation.bootstrap import interval, resampled_means
-from src.evaluation.observer import Observer, Outcomes, observe
-from src.evaluation.slices import groups
+from .. import ranking
+from ..baselines import LastItemSuccessors, Popularity
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, Spans
+from . import protocols
+from .beyond import beyond_accuracy
+from .bootstrap import interval, resampled_means
+from .observer import Observer, Outcomes, observe
+from .slices import groups
 
 Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
 
@@ -65,7 +65,7 @@ class Contest:
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
         tokens = self.evaluation_set.tokens
-        last_item_only = replace(self.evaluation_set, max_len=2, tokens_per_part=TOKENS_PER_PART)
+        last_item_only = replace(self.evaluation_set, max_len=2)
         for name, scorer in (
             ("popularity", Popularity(self.counts)),
             ("item-item", LastItemSuccessors(tokens, training_spans, self.counts)),

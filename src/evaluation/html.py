@@ -8,13 +8,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from src.data.sequences import Indices
-from src.data.titles import Titles
-from src.data.vocabulary import Vocabulary
-from src.evaluation import plots
-from src.evaluation.contest import Contest
-from src.evaluation.protocols import FULL
-from src.report import PROTOCOLS, STAGES
+from ..data.sequences import Indices
+from ..data.titles import Titles
+from ..data.vocabulary import Vocabulary
+from ..report import PROTOCOLS, STAGES
+from . import plots
+from .contest import Contest
+from .protocols import FULL
 
 EXAMPLES = 8
 SHOWN_OF_HISTORY = 10

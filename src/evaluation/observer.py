@@ -12,11 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src import memory, ranking
-from src.batch import EvalBatch
-from src.data.batching import EvaluationSet
-from src.data.sequences import Indices
-from src.evaluation.protocols import FULL
+from .. import memory, ranking
+from ..batch import EvalBatch
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices
+from .protocols import FULL
 
 
 class Outcomes(NamedTuple):
@@ -96,12 +96,12 @@ def observe(score: Scorer, evaluation_set: EvaluationSet, observer: Observer, ba
         observer: one that joins no processes.
     """
     observer.sync_on_compute = False  # every process sees all users here
+    batch_size = min(batch_size, ranking.rows_at_a_time(evaluation_set.num_items))
     for start in range(0, len(evaluation_set.targets), batch_size):
         users = np.arange(start, min(start + batch_size, len(evaluation_set.targets)))
-        for batch in evaluation_set[users]:
-            assert isinstance(batch, EvalBatch)
-            scores = ranking.candidate_scores(score(batch), batch.seen_rows, batch.seen_items)
-            observer.update(batch.users, ranking.target_ranks(scores, batch.targets), scores, batch.targets)
+        batch = evaluation_set[users]
+        scores = ranking.candidate_scores(score(batch), batch.seen_rows, batch.seen_items)
+        observer.update(batch.users, ranking.target_ranks(scores, batch.targets), scores, batch.targets)
         if start // batch_size % memory.BATCHES_BETWEEN == 0:
             memory.give_back()
     return observer.compute()

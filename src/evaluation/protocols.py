@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.data.batching import EvaluationSet
-from src.data.sequences import Indices, flatten
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, flatten
 
 FULL = "full"
 UNIFORM = "uniform-100"

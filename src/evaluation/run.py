@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on a table, as a run of its own: `python predict_bert4rec.py inference.evaluate=true`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from src import checkpoint, cli, report
-from src.callbacks import FreedMemory
-from src.config import Config, flat_settings
-from src.data import id_forms
-from src.data.batching import TOKENS_PER_PART, EvaluationSet, OrderedBatches
-from src.data.interactions import Interactions
-from src.data.sequences import Indices, Spans, n_core
-from src.data.titles import read_titles
-from src.data.vocabulary import Vocabulary
-from src.errors import UserError
-from src.evaluation.contest import Contest, tables_of
-from src.inputs import read_table
-from src.run_folder import RunFolder
+from .. import checkpoint, cli, devices, report
+from ..callbacks import FreedMemory
+from ..config import Config, flat_settings
+from ..data import id_forms
+from ..data.batching import EvaluationSet, OrderedBatches
+from ..data.interactions import Interactions
+from ..data.sequences import Indices, Spans, n_core
+from ..data.titles import read_titles
+from ..data.vocabulary import Vocabulary
+from ..errors import UserError
+from ..inputs import read_table
+from ..run_folder import RunFolder
+from .contest import Contest, tables_of
 
 
 class HeldOut(NamedTuple):
@@ -35,6 +35,7 @@ class HeldOut(NamedTuple):
         targets: [E] int64.
         training: what training on this table would have seen, spans.
         unknown_targets: users left out because the model does not know their last item.
+        kept: [K] int64, all interactions with known items of users that are long enough to train on.
     """
 
     tokens: Indices
@@ -43,6 +44,7 @@ class HeldOut(NamedTuple):
     targets: Indices
     training: Spans
     unknown_targets: int
+    kept: Indices
 
 
 def evaluate(config: Config) -> None:
@@ -75,6 +77,10 @@ def evaluate(config: Config) -> None:
     _warn(held_out, vocabulary)
     for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
         print(line)
+    trainer = _trainer(config)
+    print(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        print(f"note: {unused}")
 
     filter_seen = config.evaluation.filter_seen
     contest = Contest(
@@ -88,16 +94,19 @@ def evaluate(config: Config) -> None:
         config.evaluation.topk,
     )
     contest.add_baselines(held_out.training)
-    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, model, contest)
+    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
     content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
     content |= {"data": {"path": str(path), "rows": rows, "users": users}}
-    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config)}
+    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config), **devices.describe(trainer)}
+    content["verdict"] = report.verdict(content, config.evaluation.topk)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(output_path, content)
     print("\n" + report.figures(content))
+    if content["verdict"]:
+        print(content["verdict"])
     print(f"figures     {output_path}")
     if config.evaluation.report:
-        from src.evaluation import html
+        from . import html
 
         html_path = output_path.with_suffix(".html")
         html.write(html_path, content, {}, contest, vocabulary, titles, flat_settings(config))
@@ -126,23 +135,25 @@ def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interaction
         targets=tokens[stops[users] - 1],
         training=training,
         unknown_targets=int((is_evaluated & ~is_known).sum()),
+        kept=tokens[(tokens != 0) & np.repeat(is_kept, lengths)],
     )
 
 
 def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
     if held_out.unknown_targets:
         print(
-            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item and"
-            " would miss all of them"
+            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item;"
+            " training's own figures have items without training interactions among them, as misses"
         )
-    counts = np.bincount(held_out.tokens, minlength=len(vocabulary) + 1)[1:]
-    if np.array_equal(counts, vocabulary.counts):
+    # Of the users that these settings train on, and of all, should training have had another data.min_interactions.
+    counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
+    if any(np.array_equal(count, vocabulary.counts) for count in counts):
         print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
 
 
-def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
+def _trainer(config: Config) -> pl.Trainer:
     cli.quiet()
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=config.training.accelerator,
         devices=1,
         precision=config.training.precision,  # type: ignore[arg-type]
@@ -150,8 +161,10 @@ def _outcomes(config: Config, model: Any, contest: Contest) -> Any:
         callbacks=[FreedMemory()],
         enable_model_summary=False,
     )
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    evaluation_set = replace(contest.evaluation_set, tokens_per_part=TOKENS_PER_PART if on_cpu else None)
+
+
+def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:
+    evaluation_set = contest.evaluation_set
     by_length = np.argsort(evaluation_set.histories.last(model.max_len - 1).lengths, kind="stable")
     loader = DataLoader(
         evaluation_set, sampler=OrderedBatches(by_length, config.evaluation.batch_size), batch_size=None

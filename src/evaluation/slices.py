@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.data.sequences import Indices
+from ..data.sequences import Indices
 
 GROUPS = 5
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from src.models.bert4rec import BERT4Rec
+    from .bert4rec import BERT4Rec
 
 __all__ = ["BERT4Rec"]
 
@@ -11,7 +11,7 @@ __all__ = ["BERT4Rec"]
 def __getattr__(name: str) -> object:
     """`from src.models import BERT4Rec`, without Lightning for those who need the network alone."""
     if name == "BERT4Rec":
-        from src.models.bert4rec import BERT4Rec
+        from .bert4rec import BERT4Rec
 
         return BERT4Rec
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """BERT4Rec as a LightningModule: loss, steps, optimiser and prediction around `src.models.network.Network`."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from src import ranking
-from src.batch import PAD, EvalBatch, Negatives, PredictBatch, TrainBatch, TrainStep, mask_token
-from src.models.functional import Reused
-from src.models.helpers import Helpers
-from src.models.network import CHECKPOINT_FORMAT, FORMAT_KEY, Network
-from src.models.objective import Objective
-from src.models.optimizer import RowwiseAdam
+from .. import ranking
+from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
+from ..native import door
+from . import losses
+from .exchange import mean_over_processes
+from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
+from .optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
 
 
 class Ranks(Metric):
@@ -34,8 +34,8 @@ class Ranks(Metric):
         self.ranks.append(ranks)
 
     def compute(self) -> Tensor:
-        """[users] int64, sorted, so that no sum over them depends on who ranked whom."""
-        return dim_zero_cat(self.ranks).sort().values
+        """[users] int64 on the CPU, sorted, so that no sum over them depends on who ranked whom."""
+        return dim_zero_cat(self.ranks).cpu().sort().values
 
 
 class BERT4Rec(pl.LightningModule):
@@ -90,7 +90,8 @@ class BERT4Rec(pl.LightningModule):
         self.save_hyperparameters()
         self.num_items = num_items
         self.max_len = max_len
-        self.objective = Objective(loss, gbce_calibration)
+        self.loss_name = loss
+        self.gbce_calibration = gbce_calibration
         self.lr = lr
         self.optimizer = optimizer
         self.weight_decay = weight_decay
@@ -102,26 +103,29 @@ class BERT4Rec(pl.LightningModule):
         self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         self.network = Network(
             num_items,
-            hidden_units,
-            num_heads,
-            num_layers,
-            max_len,
-            dropout_rate,
-            share_embeddings,
-            attention_dropout_rate,
-            ffn_dropout_rate,
-            embedding_norm_first,
-            output_transform,
-            output_bias,
-            linear_init,
+            Architecture(
+                hidden_units=hidden_units,
+                num_heads=num_heads,
+                num_layers=num_layers,
+                max_len=max_len,
+                dropout_rate=dropout_rate,
+                share_embeddings=share_embeddings,
+                attention_dropout_rate=attention_dropout_rate,
+                ffn_dropout_rate=ffn_dropout_rate,
+                embedding_norm_first=embedding_norm_first,
+                output_transform=output_transform,
+                output_bias=output_bias,
+                linear_init=linear_init,
+            ),
         )
-        # What several processes exchange of this table: only the rows of a step, as its gradient has with these losses.
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
+        if loss != "softmax":
+            # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
+            names = ["network.output.weight", *(["network.item_embedding.weight"] if share_embeddings else [])]
+            self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
         self.step_targets = 0
-        self.helpers: Helpers | None = None  # processes that take a share of each training step
-        self.reused = Reused()  # for the scores of one part of a batch of users
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
@@ -144,28 +148,33 @@ class BERT4Rec(pl.LightningModule):
         logits: Tensor = self.network(sequences)
         return logits
 
-    def loss(self, *parts: TrainBatch, negatives: Negatives | None = None) -> Tensor:
-        """The loss averaged over the chosen positions of all parts of a batch; a scalar.
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """The loss averaged over the targets of a batch; a scalar.
 
         Cross entropy over all tokens (paper equation 8), or, given negatives, the sampled loss the model was made with.
         """
-        return self.objective(self.network, parts, negatives)
+        hidden = door.encode(self.network, batch.inputs, batch.places)  # [N, D]
+        if batch.negatives is None:
+            return door.softmax_loss(self.network, hidden, batch.targets)
+        return losses.sampled_loss(
+            self.network, hidden, batch.targets, batch.negatives, self.loss_name, self.gbce_calibration
+        )
 
-    def training_step(self, batch: TrainStep, batch_idx: int) -> Tensor:
-        counts = [sum(len(part.targets) for part in share) for share in batch.shares]
-        if self.helpers is not None and len(batch.shares) > 1:
-            self.helpers.start(batch.shares[1:], batch.negatives, sum(counts))
-            loss = self.loss(*batch.shares[0], negatives=batch.negatives) * (counts[0] / sum(counts))
-        else:
-            loss = self.loss(*batch.parts, negatives=batch.negatives)
-        self.step_targets = sum(counts) if batch.counts else 0
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.step_targets = int((batch.targets > PAD).sum())
         self._count_loss(loss.detach().float(), self.step_targets)
         return loss if self.trainer.world_size == 1 else loss * self._share(self.step_targets)
 
     def on_after_backward(self) -> None:
-        """Add what the helpers found, before gradients are clipped."""
-        if self.helpers is not None and self.helpers.busy:
-            self._count_loss(torch.tensor(self.helpers.finish()), 0)
+        """Exchange what DDP leaves out, before gradients are clipped."""
+        if self._leaves_table_out_of_ddp():
+            table = self.network.output.weight
+            assert table.grad is not None
+            table.grad = mean_over_processes(table.grad)
+
+    def _leaves_table_out_of_ddp(self) -> bool:
+        return self.loss_name != "softmax" and self.trainer.world_size > 1
 
     def _count_loss(self, loss: Tensor, targets: int) -> None:
         """Take part of the mean loss of this step into that of the epoch."""
@@ -179,7 +188,14 @@ class BERT4Rec(pl.LightningModule):
         return mine * self.trainer.world_size / total
 
     def on_train_start(self) -> None:
-        """See to it that the learning rate and the decay are those of the settings: a resumed optimiser has its own."""
+        """Apply the configured learning rate and weight decay, also after a resume, and begin with the same table.
+
+        A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
+        """
+        if self._leaves_table_out_of_ddp():
+            torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
+        if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:
+            return
         factor = 1.0
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
@@ -188,7 +204,9 @@ class BERT4Rec(pl.LightningModule):
             schedule.last_epoch = self.global_step
         for optimizer in self.trainer.optimizers:
             for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
-                group |= {"lr": self.lr * factor, "weight_decay": decay, "fused": optimizer.defaults["fused"]}
+                group |= optimizer.defaults | {"lr": self.lr * factor, "weight_decay": decay}
+            for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
+                state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
 
     def on_train_epoch_start(self) -> None:
         self.epoch_loss = torch.zeros(2, device=self.device)
@@ -221,35 +239,32 @@ class BERT4Rec(pl.LightningModule):
         if self._trainer is not None and self.trainer.is_global_zero:
             self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
-    def candidate_scores(self, batch: PredictBatch | EvalBatch, reused: Reused | None = None) -> Tensor:
-        """Scores for the item after each history, -inf for what is no candidate: [B, num_items + 2].
+    def _last_states(self, inputs: Tensor) -> Tensor:
+        """Hidden state where each history ends in [MASK]: [B, L] -> [B, D]."""
+        return door.encode(self.network, inputs, last_places(inputs))
 
-        With `reused`, they are overwritten by the next ones.
+    def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Iterator[tuple[slice, Tensor]]:
+        """Scores for the item after each history, -inf for what is no candidate, some rows R at a time.
+
+        Yields:
+            which rows of the batch, and their scores [R, num_items + 2], which the next ones overwrite.
         """
-        scores = self.network.logits(self.network.encode_last(batch.inputs), reused).float()
-        return ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
+        return door.candidate_scores(self.network, self._last_states(batch.inputs), batch.seen_rows, batch.seen_items)
 
-    def target_ranks(self, batch: EvalBatch) -> Tensor:
-        """0-based rank of each target among all candidates: [B] int64."""
-        output, hidden = self.network.output, self.network.output_transform(self.network.encode_last(batch.inputs))
-        return ranking.linear_target_ranks(
-            hidden, output.weight, output.bias, batch.targets, batch.seen_rows, batch.seen_items
-        )
-
-    def validation_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
-        for part in batch:
-            if self.observer is None:
-                ranks = self.target_ranks(part)
-            else:
-                scores = self.candidate_scores(part, self.reused)
-                ranks = ranking.target_ranks(scores, part.targets)
-                self.observer.update(part.users, ranks, scores, part.targets)
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        if self.observer is None:
+            hidden = self._last_states(batch.inputs)
+            self.ranks.update(door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items))
+            return
+        for rows, scores in self.candidate_scores(batch):
+            ranks = ranking.target_ranks(scores, batch.targets[rows])
+            self.observer.update(batch.users[rows], ranks, scores, batch.targets[rows])
             self.ranks.update(ranks)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")
 
-    def test_step(self, batch: Sequence[EvalBatch], batch_idx: int) -> None:
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
@@ -264,17 +279,23 @@ class BERT4Rec(pl.LightningModule):
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
+        if self.network.output.weight.device.type not in losses.HAVE_SPARSE:
+            self.network.item_embedding.sparse = False
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
         exempt = [p for p in self.parameters() if not (p.dim() > 1 or self.decay_norm_and_bias)]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
-        adam = torch.optim.Adam if self.objective.loss == "softmax" else RowwiseAdam
-        optimizer_class = torch.optim.AdamW if self.optimizer == "adamw" else adam
-        # Lightning cannot clip what a fused optimiser unscales itself in mixed precision.
-        trainer = self._trainer
-        clips_mixed = trainer is not None and trainer.gradient_clip_val and str(trainer.precision).endswith("mixed")
-        optimizer = optimizer_class(groups, lr=self.lr, fused=not clips_mixed)
+        optimizer: torch.optim.Optimizer
+        options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters())}
+        if self.loss_name != "softmax":
+            if self.optimizer != "adam":
+                raise ValueError(f"loss={self.loss_name} needs optimizer=adam, not {self.optimizer}")
+            optimizer = RowwiseAdam(groups, tables=[self.network.output.weight], **options)
+        else:
+            optimizer = (torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam)(groups, **options)
+        if self._trainer is not None and self.trainer.gradient_clip_val:
+            leave_scaling_to_scaler(optimizer)  # clipping needs unscaled gradients
         if self.scheduler == "none" and self.warmup_steps == 0:
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -306,18 +327,14 @@ class BERT4Rec(pl.LightningModule):
         for value in values:
             value.mul_(torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0))
 
-    def predict_step(self, batch: Sequence[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Users [B], in order, with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
-        if not batch:  # a process for which there was no user
-            return torch.zeros(0).long(), torch.zeros(0, self.predict_topk).long(), torch.zeros(0, self.predict_topk)
-        users = torch.cat([part.users for part in batch])
-        order = users.argsort()
-        lists = [self._best(part) for part in batch]
-        items, scores = (torch.cat(tensors)[order] for tensors in zip(*lists, strict=True))
-        return users[order], items, scores
+    def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Users [B] with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
+        lists = [(torch.zeros(0, self.predict_topk).long(), torch.zeros(0, self.predict_topk))]
+        lists = [self._best(scores) for _, scores in self.candidate_scores(batch)] or lists
+        items, best = (torch.cat(tensors) for tensors in zip(*lists, strict=True))
+        return batch.users, items, best
 
-    def _best(self, batch: PredictBatch) -> tuple[Tensor, Tensor]:
-        scores = self.candidate_scores(batch, self.reused)
+    def _best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         if self.predict_barred is not None:
             scores.masked_fill_(self.predict_barred.to(scores.device), ranking.EXCLUDED)
         return ranking.top_k(scores, self.predict_topk)
@@ -356,8 +373,9 @@ class BERT4Rec(pl.LightningModule):
             for start in range(0, len(user_sequences), batch_size):
                 stop = start + batch_size
                 batch = self._predict_batch(user_sequences[start:stop], exclude_items[start:stop])
-                items, _ = ranking.top_k(self.candidate_scores(batch), topk)
-                lists += [[item for item in row if item != PAD] for row in items.tolist()]
+                for _, scores in self.candidate_scores(batch):
+                    items, _ = ranking.top_k(scores, topk)
+                    lists += [[item for item in row if item != PAD] for row in items.tolist()]
             return lists
         finally:
             self.train(was_training)

@@ -1,18 +1,46 @@
-"""Adam for parameters of which a step touches few rows."""
+"""Adam for parameters of which a step touches few rows, and which of torch's kernels an optimiser may use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+# Where torch's fused kernel of Adam is used. MPS has one too, which was not tried here.
+FUSED_ON = ("cpu", "cuda")
+
+
+def can_fuse(parameters: Iterable[Tensor]) -> bool:
+    """Whether torch's fused kernel updates all of them."""
+    return all(parameter.device.type in FUSED_ON for parameter in parameters)
+
+
+def leave_scaling_to_scaler(optimizer: torch.optim.Optimizer) -> None:
+    """Have `torch.amp.GradScaler` unscale the gradients before `step`, and skip it by itself if they overflow.
+
+    For a fused optimiser it leaves both to the kernel. That knows nothing of gradients that it is not given, such as
+    sparse ones, and by then it is too late to clip them. The price is one wait for the device a step.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
 
 class RowwiseAdam(torch.optim.Adam):
-    """`torch.optim.Adam` that also takes sparse gradients, whose cost then is that of the rows they touch.
+    """`torch.optim.Adam` that also updates tables row by row, at the cost of the rows that a step touches.
 
     Where the gradient is sparse, only the rows in it are updated, moments included: a row that no batch touched stays
     as it is (torch's `SparseAdam` does the same, but takes nothing else). Weight decay does not reach such parameters.
+
+    Args:
+        parameters: as torch's.
+        tables: parameters whose gradient is dense on devices without sparse tensors. There the rows that were touched
+            are those whose gradient is not 0 throughout.
+        options: as torch's.
     """
+
+    def __init__(self, parameters: Any, tables: Iterable[Tensor] = (), **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self._tables = {id(table) for table in tables}
+        leave_scaling_to_scaler(self)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -20,21 +48,22 @@ class RowwiseAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sparse = [
+        by_rows = [
             (parameter, parameter.grad, group)
             for group in self.param_groups
             for parameter in group["params"]
-            if parameter.grad is not None and parameter.grad.is_sparse
+            if parameter.grad is not None and (parameter.grad.is_sparse or id(parameter) in self._tables)
         ]
-        for parameter, _, _ in sparse:
+        for parameter, _, _ in by_rows:
             parameter.grad = None
         super().step()
-        for parameter, gradient, group in sparse:
-            self._update_rows(parameter, gradient.coalesce(), group)
+        for parameter, gradient, group in by_rows:
+            self._update_rows(parameter, *_touched(gradient), group)
             parameter.grad = gradient
         return loss
 
-    def _update_rows(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update_rows(self, parameter: Tensor, rows: Tensor, values: Tensor, group: dict[str, Any]) -> None:
+        """Adam for rows [R] whose gradient is `values` [R, D]."""
         beta1, beta2 = group["betas"]
         state = self.state[parameter]
         if not state:
@@ -42,7 +71,6 @@ class RowwiseAdam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        rows, values = gradient.indices()[0], gradient.values()  # [R], [R, D]
         mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
         square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
         state["exp_avg"].index_copy_(0, rows, mean)
@@ -51,3 +79,12 @@ class RowwiseAdam(torch.optim.Adam):
         correction2 = 1 - beta2 ** state["step"]
         change = mean / (square / correction2).sqrt_().add_(group["eps"]) * (-group["lr"] / correction1)
         parameter.index_add_(0, rows, change)
+
+
+def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows [R] int64 that a gradient [V, D] touches, and their values [R, D]."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+    rows = (gradient != 0).any(dim=1).nonzero()[:, 0]
+    return rows, gradient.index_select(0, rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from src.errors import UserError
+from ..errors import UserError
 
 # Environment variable. 0: compiled code is not used. 1: it is an error if there is none. Else it is used where there is
 # some. The scripts set it by the key `native`; processes that they start inherit it.
@@ -21,7 +21,17 @@ SWITCH = "BERT4REC_NATIVE"
 SOURCES = Path(__file__).parent
 TYPES = {torch.float32: "float", torch.float64: "double"}
 COMPILERS = ("cc", "gcc", "clang")
-OPTIONS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fopenmp-simd", "-pthread", "-fPIC", "-shared")
+OPTIONS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fopenmp-simd",
+    "-pthread",
+    "-fPIC",
+    "-shared",
+)
 # Instructions of this very processor, as compilers for different ones call it, and those that all have.
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")
 MOST_SECONDS = 120.0  # it takes 2

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from src.batch import PAD
+from ..batch import PAD
+from ..models.dropout import keep_bytes
+from ..models.network import Network
 
 # Tokens of sequences that go through all layers together: what they need fits in a core's own cache of a megabyte.
 GROUP_TOKENS = 192
@@ -36,6 +38,14 @@ class Sizes(NamedTuple):
     kept_attention: int
     kept_ffn: int
 
+    @classmethod
+    def of(cls, network: Network) -> "Sizes":
+        """Of a network, with dropout if it is in training."""
+        of = network.architecture
+        rates = (of.dropout_rate, of.dropout_in_attention, of.dropout_in_ffn)
+        kept = (keep_bytes(rate) if network.training else 256 for rate in rates)
+        return cls(of.hidden_units, of.num_heads, of.num_layers, of.max_len, of.embedding_norm_first, *kept)
+
 
 class Sequences(NamedTuple):
     """Sequences one behind the other, without padding."""
@@ -46,30 +56,26 @@ class Sequences(NamedTuple):
     query_starts: NDArray[np.int64]  # [B + 1], where those of each begin
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> "Sequences":
-        """From inputs, positions and slots of some parts, padded on the left (see `src.batch.TrainBatch`).
+    def of(cls, inputs: Tensor, places: Tensor) -> "Sequences":
+        """From inputs [B, L], padded on the left, and places [N] of the flattened inputs, ascending.
 
         Raises:
-            ValueError: if a position is padding, or more are asked for than there are.
+            ValueError: if a place is padding, or is not behind the one before.
         """
-        tokens, lengths, queries, counts, before = [], [], [], [], 0
-        for inputs, positions, slots in ((tensor.numpy() for tensor in part) for part in parts):
-            is_token = inputs != PAD  # [B, L]
-            length = np.count_nonzero(is_token, axis=1)
-            ends = before + length.cumsum()
-            rows = slots // positions.shape[1]
-            back = inputs.shape[1] - positions.ravel()[slots]  # from the end of the sequence
-            if ((back < 1) | (back > length[rows])).any():
-                raise ValueError("a position that is asked for is padding")
-            asked = np.bincount(rows, minlength=len(inputs))
-            if (asked > length).any():
-                raise ValueError("a position is asked for more than once")
-            tokens.append(inputs[is_token])
-            lengths.append(length)
-            queries.append(ends[rows] - back)
-            counts.append(asked)
-            before = int(ends[-1]) if len(ends) else before
-        return cls(np.concatenate(tokens), _starts(lengths), np.concatenate(queries), _starts(counts))
+        tokens, asked = inputs.numpy(), places.numpy()
+        is_token = tokens != PAD  # [B, L]
+        lengths = np.count_nonzero(is_token, axis=1)
+        ends = lengths.cumsum()
+        rows, columns = np.divmod(asked, max(1, tokens.shape[1]))
+        back = tokens.shape[1] - columns  # from the end of the sequence
+        if (np.diff(asked) <= 0).any():
+            raise ValueError("places have to ascend")
+        if len(asked) and asked[-1] >= tokens.size:
+            raise ValueError("a place that is asked for is beyond the batch")
+        if len(asked) and (asked[0] < 0 or (back > lengths[rows]).any()):
+            raise ValueError("a place that is asked for is padding")
+        counts = np.bincount(rows, minlength=len(tokens))
+        return cls(tokens[is_token], _starts(lengths), ends[rows] - back, _starts(counts))
 
     def groups(self) -> NDArray[np.int64]:
         """Where to cut them into groups of about `GROUP_TOKENS`: numbers of sequences, 0 and B included."""
@@ -78,33 +84,25 @@ class Sequences(NamedTuple):
         return np.concatenate([[0], cuts, [len(group)]]) if len(group) else np.zeros(1, dtype=np.int64)
 
 
-def _starts(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.concatenate(counts).cumsum()])
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], counts.cumsum()])
 
 
-def encode(
-    library: ctypes.CDLL,
-    sizes: Sizes,
-    sequences: Sequences,
-    table: Tensor,
-    parameters: Sequence[Tensor],
-    has_sparse_gradient: bool,
-) -> Tensor:
-    """Hidden states [N, D] of the last block at the queries.
+def encode(library: ctypes.CDLL, network: Network, inputs: Tensor, places: Tensor) -> Tensor:
+    """Hidden states [N, D] of the last block at places [N] of the flattened inputs [B, L].
 
     Dropout follows from one number of torch's global generator, whatever the number of threads.
 
     Args:
         library: for the type of the parameters, from `src.native.compiler`.
-        table: [V, D], the item embedding.
-        parameters: positions [max_len, D], weight and bias of the embedding's LayerNorm, then of each block weight and
-            bias of query, key_value, attention_output, attention_norm, the two layers of the ffn, and ffn_norm.
-        has_sparse_gradient: whether the table's gradient is a sparse tensor.
 
     Raises:
         IndexError: if a token is none of the vocabulary.
         ValueError: if a sequence is longer than max_len.
     """
+    sizes, sequences, table = Sizes.of(network), Sequences.of(inputs, places), network.item_embedding.weight
+    embedding = (network.position_embedding.weight, network.embedding_norm.weight, network.embedding_norm.bias)
+    parameters = [*embedding, *(parameter for block in network.blocks for parameter in block.parameters())]
     tokens, lengths = sequences.tokens, np.diff(sequences.starts)
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(table):
         raise IndexError(f"a token is not among the {len(table)} of the vocabulary")
@@ -113,7 +111,7 @@ def encode(
     seed = int(torch.randint(2**62, ())) if min(sizes[-3:]) < 256 else 0
     tensors = [tensor.contiguous() for tensor in (table, *parameters)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        hidden: Tensor = _Encode.apply(library, sizes, sequences, seed, has_sparse_gradient, *tensors)  # type: ignore[no-untyped-call]
+        hidden: Tensor = _Encode.apply(library, sizes, sequences, seed, network.output.weight is table, *tensors)  # type: ignore[no-untyped-call]
         return hidden
     return _Call(library, sizes, sequences, seed, tensors).forward(for_backward=False)
 

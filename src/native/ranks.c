@@ -1,9 +1,10 @@
 /* Ranks of targets among all items by counting, without keeping or sorting any scores.
 
    B rows, V tokens, D width. A tile of some tokens' scores for all rows, [tokens, B], is counted while it is in the
-   core's own cache. Every score is the same sum in the same order, whoever computes it, so that a target ties with
-   itself. */
+   core's own cache. What is no candidate, and the target itself, is left out before the count, not subtracted after it:
+   so nothing depends on two computations of a score rounding alike. */
 
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -12,17 +13,20 @@
 
 enum { TILE_ENTRIES = 1 << 14, LEAST_TOKENS = 16 };
 
+/* A score below all others, and finite: what is added up to see that all are. A bias cannot bring it back. */
+#define LOWEST ((real)-FLT_MAX / 4)
+
 typedef struct {
-    long rows, tokens, width, seen;
+    long rows, tokens, width, excluded;
     long threads, slots;
     const real *hidden, *weight, *bias;         /* [B, D], [V, D], and [V] or 0 */
     const int64_t *targets;                     /* [B] */
-    const int64_t *seen_rows, *seen_items;      /* [seen], each pair once */
+    const int64_t *excluded_rows, *excluded_items; /* [excluded], items ascending: what is not counted in a row */
     real *panels;                               /* panels_size of D and B */
     real *thresholds;                           /* [B rounded up to FILL]: scores of the targets */
     real *scores;                               /* of each thread a tile */
     int32_t *counts;                            /* of each slot [B rounded up to FILL] */
-    int64_t *ranks;                             /* [B]; the first and the last token are no candidates */
+    int64_t *ranks;                             /* [B] */
     real *check;                                /* of each slot: 0, or no number if a score is none or infinite */
 } Ranks;
 
@@ -38,12 +42,13 @@ static long tokens_of_tile(const Ranks *r)
 long ranks_panels_size(const Ranks *r) { return panels_size(r->width, stride_of(r)); }
 long ranks_scores_size(const Ranks *r) { return tokens_of_tile(r) * stride_of(r); }
 
+/* By the very code that fills a tile, a whole panel at a time: so a target ties with an item of the same score. */
 static real score(const Ranks *r, long row, long token)
 {
-    real some[VEC];
-    const real *panel = r->panels + row / PANEL * r->width * PANEL + row % PANEL / VEC * VEC;
-    multiply(1, VEC, r->width, r->weight + token * r->width, r->width, 1, panel, PANEL, 0, 0, 0, some, VEC);
-    return some[row % VEC] + (r->bias ? r->bias[token] : 0);
+    real some[PANEL];
+    const real *panel = r->panels + row / PANEL * r->width * PANEL;
+    multiply(1, PANEL, r->width, r->weight + token * r->width, r->width, 1, panel, PANEL, 0, 0, 0, some, PANEL);
+    return some[row % PANEL] + (r->bias ? r->bias[token] : 0);
 }
 
 /* Adds 1 to the counts of those rows in which a token scores enough. Returns 0, or no number if a score is none or
@@ -61,6 +66,20 @@ static real count_row(long rows, const real *restrict scores, real bias, const r
     return check;
 }
 
+/* The first of the excluded pairs whose item is at least `token`. */
+static long first_excluded(const Ranks *r, long token)
+{
+    long low = 0, high = r->excluded;
+    while (low < high) {
+        long middle = low + (high - low) / 2;
+        if (r->excluded_items[middle] < token)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 static void count_slot(const void *job, long slot, long thread)
 {
     const Ranks *r = job;
@@ -68,11 +87,17 @@ static void count_slot(const void *job, long slot, long thread)
     long first = r->tokens * slot / r->slots, last = r->tokens * (slot + 1) / r->slots;
     real *scores = r->scores + thread * tile * stride, check = 0;
     int32_t *counts = r->counts + slot * stride;
+    long pair = first_excluded(r, first);
     memset(counts, 0, stride * sizeof(int32_t));
     for (long token = first; token < last; token += tile) {
         long tokens = last - token < tile ? last - token : tile;
         multiply(tokens, stride, r->width, r->weight + token * r->width, r->width, 1, r->panels, PANEL,
                  r->width * PANEL, 0, 0, scores, stride);
+        for (; pair < r->excluded && r->excluded_items[pair] < token + tokens; pair++) {
+            real *excluded = scores + (r->excluded_items[pair] - token) * stride + r->excluded_rows[pair];
+            check += *excluded * 0;
+            *excluded = LOWEST;
+        }
         for (long i = 0; i < tokens; i++)
             check += count_row(stride, scores + i * stride, r->bias ? r->bias[token + i] : 0, r->thresholds, counts);
     }
@@ -82,21 +107,18 @@ static void count_slot(const void *job, long slot, long thread)
 void count_ranks(const Ranks *r)
 {
     pack_panels(r->width, r->rows, r->hidden, 1, r->width, 1, r->panels);
+    real check = 0;
     for (long row = r->rows; row < stride_of(r); row++)
         r->thresholds[row] = 0;
-    for (long row = 0; row < r->rows; row++)
-        r->thresholds[row] = score(r, row, r->targets[row]);
-    share(r->threads, r->slots, count_slot, r);
     for (long row = 0; row < r->rows; row++) {
-        r->ranks[row] = -1; /* the target itself is among those that score as much, and so may be what is no candidate */
+        r->thresholds[row] = score(r, row, r->targets[row]);
+        check += r->thresholds[row] * 0;
+    }
+    share(r->threads, r->slots, count_slot, r);
+    r->check[0] += check;
+    for (long row = 0; row < r->rows; row++) {
+        r->ranks[row] = 0;
         for (long slot = 0; slot < r->slots; slot++)
             r->ranks[row] += r->counts[slot * stride_of(r) + row];
-        r->ranks[row] -= score(r, row, 0) >= r->thresholds[row];
-        r->ranks[row] -= score(r, row, r->tokens - 1) >= r->thresholds[row];
-    }
-    for (long i = 0; i < r->seen; i++) {
-        long row = r->seen_rows[i], item = r->seen_items[i];
-        if (item > 0 && item < r->tokens - 1)
-            r->ranks[row] -= score(r, row, item) >= r->thresholds[row];
     }
 }

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from src.native.cross_entropy import FILL
+from .cross_entropy import FILL
 
 # Pieces of the vocabulary that a thread has: with more than one, a quick thread can take one more.
 SLOTS_PER_THREAD = 4
@@ -38,11 +38,25 @@ def linear_target_ranks(
     Returns:
         [B] int64, or None if a score is NaN or infinite.
     """
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
+    hidden, weight, targets = hidden.detach().contiguous(), weight.detach().contiguous(), targets.contiguous()
     (rows, width), tokens, threads = hidden.shape, len(weight), torch.get_num_threads()
-    pairs = torch.unique(seen_rows * tokens + seen_items)  # a history may have an item twice
+    if rows == 0:
+        return targets.clone()
+    every = torch.arange(rows)
+    pairs = (
+        torch.cat(
+            [
+                seen_items * rows + seen_rows,
+                targets * rows + every,
+                every,  # padding
+                (tokens - 1) * rows + every,  # [MASK]
+            ]
+        )
+        .sort()
+        .values
+    )  # by item
     slots, stride = SLOTS_PER_THREAD * threads if threads > 1 else 1, -(-rows // FILL) * FILL | FILL
-    arguments = _Arguments(rows=rows, tokens=tokens, width=width, seen=len(pairs), threads=threads, slots=slots)
+    arguments = _Arguments(rows=rows, tokens=tokens, width=width, excluded=len(pairs), threads=threads, slots=slots)
     pointer = ctypes.byref(arguments)
     ranks, check = torch.empty_like(targets), hidden.new_empty(slots)
     lent = {
@@ -50,8 +64,8 @@ def linear_target_ranks(
         "weight": weight,
         "bias": bias,
         "targets": targets,
-        "seen_rows": pairs // tokens,
-        "seen_items": pairs % tokens,
+        "excluded_rows": pairs % rows,
+        "excluded_items": pairs // rows,
         "panels": hidden.new_empty(library.ranks_panels_size(pointer)),
         "thresholds": hidden.new_empty(stride),
         "scores": hidden.new_empty(threads * library.ranks_scores_size(pointer)),
@@ -69,7 +83,10 @@ class _Arguments(ctypes.Structure):
     """`Ranks` of `ranks.c`, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("rows", "tokens", "width", "seen", "threads", "slots")),
-        *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "targets", "seen_rows", "seen_items")),
+        *((name, ctypes.c_long) for name in ("rows", "tokens", "width", "excluded", "threads", "slots")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("hidden", "weight", "bias", "targets", "excluded_rows", "excluded_items")
+        ),
         *((name, ctypes.c_void_p) for name in ("panels", "thresholds", "scores", "counts", "ranks", "check")),
     ]

@@ -14,54 +14,25 @@ from unittest import mock
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from src import ranking
-from src.batch import PAD, EvalBatch
 from src.callbacks import FreedMemory
-from src.data import batching, bert4rec_data
-from src.models import BERT4Rec, functional, network
-from src.native import compiler
+from src.native import compiler, door
 from tests.benchmarks import common
 from tests.benchmarks.training import build
 
 
-def _sorted_ranks(self: BERT4Rec, part: EvalBatch) -> Tensor:
-    order = self.candidate_scores(part, self.reused).argsort(dim=1, descending=True)
-    return (order == part.targets[:, None]).int().argmax(dim=1) + 1
-
-
-def _ranks_of_all_scores(self: BERT4Rec, part: EvalBatch) -> Tensor:
-    return ranking.target_ranks(self.candidate_scores(part, self.reused), part.targets)
-
-
-def _encode_everywhere(self: network.Network, inputs: Tensor) -> Tensor:
-    is_token = inputs != PAD
-    columns = torch.arange(inputs.shape[1]).expand(inputs.shape)
-    hidden = self.encode_parts([(inputs, columns, is_token.flatten().nonzero()[:, 0])])
-    return hidden[is_token.sum(dim=1).cumsum(dim=0) - 1]
-
-
-def _linear(self: functional.Reused, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
+def _sorted_ranks(network, hidden: Tensor, targets: Tensor, seen_rows: Tensor, seen_items: Tensor) -> Tensor:
+    ranks = []
+    for rows, scores in door.candidate_scores(network, hidden, seen_rows, seen_items):
+        order = scores.argsort(dim=1, descending=True)
+        ranks.append((order == targets[rows, None]).int().argmax(dim=1))
+    return torch.cat(ranks)
 
 
 TRICKS: dict[str, Callable[[], list]] = {
-    "compiled code": lambda: [mock.patch.dict(os.environ, {compiler.SWITCH: "0"})],
-    "ranks by counting": lambda: [mock.patch.object(BERT4Rec, "target_ranks", _sorted_ranks)],
-    "counting while scores are in cache": lambda: [
-        mock.patch.object(BERT4Rec, "target_ranks", _ranks_of_all_scores),
-    ],
-    "that, nor scores in memory used again": lambda: [
-        mock.patch.object(BERT4Rec, "target_ranks", _ranks_of_all_scores),
-        mock.patch.object(functional.Reused, "linear", _linear),
-    ],
-    "queries only where needed": lambda: [mock.patch.object(network.Network, "encode_last", _encode_everywhere)],
-    "batches in parts": lambda: [
-        mock.patch.object(bert4rec_data, "TOKENS_PER_PART", None),
-        mock.patch.object(batching, "TOKENS_PER_PART", None),
-    ],
+    "compiled kernels": lambda: [mock.patch.dict(os.environ, {compiler.SWITCH: "0"})],
+    "ranks by counting": lambda: [mock.patch.object(door, "target_ranks", _sorted_ranks)],
 }
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from predict_bert4rec import encode_histories, read_histories, write_predictions
 from src import checkpoint
 from src.config import CONFIGS, parse
+from src.predict import encode_histories, read_histories, write_predictions
 from src.run_folder import RunFolder
 from tests.benchmarks import common
 

@@ -19,9 +19,11 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 
-from src.data.batching import TOKENS_PER_PART, EvaluationSet, NegativeSampler, ShuffledBatches, TrainingSet
+from src.data.batching import EvaluationSet, NegativeSampler, ShuffledBatches, TrainingSet
 from src.data.sequences import Spans
 from src.models import BERT4Rec
+from src.models.network import last_places
+from src.native import door
 
 BATCH, USERS = 128, 512
 USUAL = {"items": 10_000, "length": 50, "width": 64, "layers": 3, "loss": "softmax"}
@@ -54,14 +56,13 @@ def evaluate(users: int, items: int, length: int, width: int, layers: int, loss:
     tokens, spans = generated(users, items, length)
     model = BERT4Rec(items, width, 4, layers, length, loss=loss).eval()
     histories = Spans(spans.starts, spans.stops - 1)
-    dataset = EvaluationSet(
-        tokens, histories, items, length, True, tokens[spans.stops - 1], tokens_per_part=TOKENS_PER_PART
-    )
+    dataset = EvaluationSet(tokens, histories, items, length, True, tokens[spans.stops - 1])
     started = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, users, 256):
-            for part in dataset[np.arange(start, min(start + 256, users))]:
-                model.target_ranks(part)
+            batch = dataset[np.arange(start, min(start + 256, users))]
+            hidden = door.encode(model.network, batch.inputs, last_places(batch.inputs))
+            door.target_ranks(model.network, hidden, batch.targets, batch.seen_rows, batch.seen_items)
     taken = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"ms": 1000 * taken, "mib": (after - before) / 1024}
@@ -73,7 +74,7 @@ def train(items: int, length: int, width: int, layers: int, loss: str, seconds: 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tokens, spans = generated(USERS, items, length)
     sampler = NegativeSampler(np.ones(items, dtype=np.int64), 256, 0.0) if loss != "softmax" else None
-    dataset = TrainingSet(tokens, spans, items, 0.15, 0.8, 0.1, 0.0, TOKENS_PER_PART, negative_sampler=sampler)
+    dataset = TrainingSet(tokens, spans, items, 0.15, 0.8, 0.1, 0.0, negative_sampler=sampler)
     plans = ShuffledBatches(np.full(USERS, length), BATCH, 0)
     model = BERT4Rec(items, width, 4 if width >= 64 else 2, layers, length, loss=loss)
     optimizer = model.configure_optimizers()
@@ -83,9 +84,9 @@ def train(items: int, length: int, width: int, layers: int, loss: str, seconds: 
         plans.set_epoch(epoch)
         for plan in plans:
             started = time.perf_counter()
-            step = dataset[plan]
+            batch = dataset[plan]
             optimizer.zero_grad()
-            model.loss(*step.parts, negatives=step.negatives).backward()
+            model.loss(batch).backward()
             optimizer.step()
             taken.append(time.perf_counter() - started)
             if time.perf_counter() > ends and len(taken) > 3:

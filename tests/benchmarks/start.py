@@ -19,7 +19,7 @@ from tests.benchmarks import common
 # Run with the arguments of `train_bert4rec.py`: the script itself, but for what it does after its first step.
 SCRIPT = """
 import os, sys, time
-import train_bert4rec as script
+from src import train as script
 
 def fit(trainer, *others):
     import pytorch_lightning as pl
@@ -45,13 +45,9 @@ def seconds_to_first_step(arguments: list[str], threads: int) -> float:
 
 
 def first_steps(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], float]]:
-    """Seconds to the first step, by one process and by two."""
-
-    def variant(processes: int) -> Callable[[], float]:
-        arguments = [*common.overrides(options, folder / str(processes)), f"training.cpu_processes={processes}"]
-        return lambda: seconds_to_first_step(arguments, options.threads)
-
-    return {"one process": variant(1), "with a helper process": variant(2)}
+    """Seconds to the first step."""
+    arguments = common.overrides(options, folder / "first")
+    return {"this package": lambda: seconds_to_first_step(arguments, options.threads)}
 
 
 def whole_run(options: argparse.Namespace, folder: Path) -> tuple[float, float]:

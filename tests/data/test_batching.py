@@ -1,6 +1,6 @@
 """Which rows form which batch, and what evaluation and prediction are given."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.batch import EvalBatch, PredictBatch
-from src.data import batching
+from src.batch import PredictBatch
 from src.data.batching import (
     AheadLoader,
     EvaluationSet,
@@ -19,7 +18,6 @@ from src.data.batching import (
     Plan,
     ShuffledBatches,
     TrainingSet,
-    split_by_length,
 )
 from src.data.sequences import evaluation_spans
 from tests.data import NUM_ITEMS, histories_strategy, sequences_of
@@ -39,17 +37,13 @@ def history_set(histories: list[list[int]], max_len: int, exclude_seen: bool = T
 
 def inputs_of(dataset: HistorySet, *rows: int) -> dict[int, list[int]]:
     """Input of each row of the data set, padding included."""
-    (batch,) = dataset[np.array(rows)]
+    batch = dataset[np.array(rows)]
     return dict(zip(batch.users.tolist(), batch.inputs.tolist(), strict=True))
 
 
-def seen_of(parts: list[PredictBatch]) -> set[tuple[int, int]]:
+def seen_of(batch: PredictBatch) -> set[tuple[int, int]]:
     """Row of the data set and item of every seen pair."""
-    return {
-        (int(batch.users[row]), int(item))
-        for batch in parts
-        for row, item in zip(batch.seen_rows, batch.seen_items, strict=True)
-    }
+    return {(int(batch.users[row]), int(item)) for row, item in zip(batch.seen_rows, batch.seen_items, strict=True)}
 
 
 lengths_strategy = st.lists(st.integers(1, 9), min_size=1, max_size=40).map(np.array)
@@ -238,76 +232,24 @@ def test_evaluation_input_ends_before_the_target_and_never_holds_it(
     sequences = sequences_of(histories)
     _, spans, targets = evaluation_spans(sequences, 2, from_end)
     dataset = EvaluationSet(sequences.tokens, spans, NUM_ITEMS, max_len, True, targets)
-    (batch,) = dataset[np.arange(len(histories))]
+    batch = dataset[np.arange(len(histories))]
     assert batch.targets.tolist() == [histories[user][-from_end] for user in batch.users]
-    seen, inputs = seen_of([batch]), inputs_of(dataset, *range(len(histories)))
+    seen, inputs = seen_of(batch), inputs_of(dataset, *range(len(histories)))
     for row, history in enumerate(histories):
         tokens = [token for token in inputs[row] if token]
         assert tokens == [*history[:-from_end][-(max_len - 1) :], MASK]
         assert not {*tokens, *(item for r, item in seen if r == row)} & set(history[-from_end:])
 
 
-lengths_of_rows = st.lists(st.integers(1, 20), min_size=1, max_size=30).map(np.array)
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths=lengths_of_rows, tokens_per_part=st.integers(1, 60))
-def test_split_by_length(lengths: np.ndarray, tokens_per_part: int) -> None:
-    rows = np.arange(len(lengths)) + 100
-    parts = split_by_length(rows, lengths, tokens_per_part)
-    assert sorted(np.concatenate(parts)) == rows.tolist()
-    assert np.diff(lengths[np.concatenate(parts) - 100]).min(initial=0) >= 0  # ascending
-    for part in parts:
-        assert 0 < lengths[part - 100].sum() <= tokens_per_part + lengths.max()
-    (whole,) = split_by_length(rows, lengths, None)
-    assert sorted(whole) == rows.tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(histories=histories_strategy, tokens_per_part=st.integers(1, 30), data=st.data())
-def test_the_parts_of_a_batch_hold_what_the_whole_does(
-    histories: list[list[int]], tokens_per_part: int, data: st.DataObject
-) -> None:
-    rows = np.array(data.draw(st.permutations(range(len(histories)))))
-    sequences = sequences_of(histories)
-    targets = np.array([history[0] for history in histories])
-    columns = (sequences.tokens, sequences.histories, NUM_ITEMS, 5, True, targets)
-
-    def users_of(parts: list[EvalBatch]) -> dict[int, tuple[list[int], int]]:
-        """Input without padding, and target, of each user."""
-        return {
-            user: ([token for token in row if token], target)
-            for batch in parts
-            for user, row, target in zip(*(t.tolist() for t in (batch.users, batch.inputs, batch.targets)), strict=True)
-        }
-
-    whole = EvaluationSet(*columns)[rows]
-    parts = EvaluationSet(*columns, tokens_per_part=tokens_per_part)[rows]
-    assert sum(len(batch.users) for batch in parts) == len(rows)
-    assert users_of(parts) == users_of(whole)
-    assert seen_of(parts) == seen_of(whole)
-
-
-def test_a_large_catalogue_makes_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part has no more scores, rows times items, than fit in cache."""
-    monkeypatch.setattr(batching, "SCORES_PER_PART", 3 * NUM_ITEMS)
-    sequences = sequences_of([[1]] * 11)
-    dataset = HistorySet(sequences.tokens, sequences.histories, NUM_ITEMS, 4, True, tokens_per_part=300)
-    assert sorted(len(batch.users) for batch in dataset[np.arange(11)]) == [2, 3, 3, 3]
-
-
-@pytest.mark.parametrize("tokens_per_part", [1, 7, 20, 1000])
-def test_the_parts_of_a_training_step_hold_every_row_once(tokens_per_part: int) -> None:
+def test_a_training_batch_holds_every_row_once_and_its_targets() -> None:
     histories = [[1 + (row + column) % NUM_ITEMS for column in range(1 + row % 9)] for row in range(20)]
     sequences = sequences_of(histories)
-    dataset = TrainingSet(sequences.tokens, sequences.histories, NUM_ITEMS, 1.0, 0.0, 0.0, 0.0, tokens_per_part)
-    step = dataset[Plan(np.arange(20), (5,))]
-    assert step.negatives is None
-    rows = [[token for token in row if token] for batch in step.parts for row in batch.inputs.tolist()]
-    assert sorted(rows) == sorted(histories)
-    assert len(step.parts) > 1 or tokens_per_part == 1000
-    for batch in step.parts:
-        assert batch.targets.tolist() == batch.inputs[batch.inputs > 0].tolist()
+    dataset = TrainingSet(sequences.tokens, sequences.histories, NUM_ITEMS, 1.0, 0.0, 0.0, 0.0)
+    batch = dataset[Plan(np.arange(20), (5,))]
+    assert batch.negatives is None
+    assert [[token for token in row if token] for row in batch.inputs.tolist()] == histories
+    assert batch.targets.tolist() == batch.inputs.flatten()[batch.places].tolist() == [*chain(*histories)]
+    assert dataset[Plan(np.arange(20), (5,), counts=False)].targets.tolist() == [0] * len(batch.targets)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -339,17 +281,3 @@ def test_negatives_come_with_a_step_and_follow_from_its_entropy() -> None:
         items.append(negatives.items.tolist())
     assert len(items[0]) == 6
     assert items[0] == items[1] != items[2]
-
-
-@pytest.mark.parametrize("shares", [1, 2, 3, 50])
-def test_shares_hold_every_row_once_and_are_as_long_as_each_other(shares: int) -> None:
-    histories = [[1 + (row + column) % NUM_ITEMS for column in range(1 + row // 2)] for row in range(20)]
-    sequences = sequences_of(histories)
-    dataset = TrainingSet(sequences.tokens, sequences.histories, NUM_ITEMS, 0.5, 0.0, 0.0, 0.0, 30, shares=shares)
-    step = dataset[Plan(np.arange(20), (1,))]
-    rows = [[row[row > 0].tolist() for part in share for row in part.inputs] for share in step.shares]
-    assert sorted(row for share in rows for row in share) == sorted(histories)
-    assert len(rows) == min(shares, 20)
-    tokens = [sum(len(row) for row in share) for share in rows]
-    assert max(tokens) - min(tokens) <= 10  # a row of the longest
-    assert sum(len(part.inputs) for part in step.parts) == 20

@@ -236,7 +236,7 @@ def test_a_table_that_changes_between_two_epochs_changes_no_batch(is_kept: bool,
 
     def batches(data: BERT4RecDataModule) -> list[list[Any]]:
         loaders = (data.train_dataloader(), data.val_dataloader())
-        return [[part.inputs.tolist() for part in getattr(b, "parts", b)] for loader in loaders for b in loader]
+        return [batch.inputs.tolist() for loader in loaders for batch in loader]
 
     data = prepare_anew()
     first = batches(data)

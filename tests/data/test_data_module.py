@@ -12,9 +12,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from src.batch import EvalBatch, TrainStep
+from src.batch import EvalBatch, TrainBatch
 from src.config import DataConfig
-from src.data import BERT4RecDataModule, bert4rec_data, cache, sample
+from src.data import BERT4RecDataModule, cache, sample
 from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_histories
@@ -39,13 +39,12 @@ def process(data: BERT4RecDataModule, rank: int, world_size: int, device: str = 
     return data
 
 
-def original_sequences(steps: Iterable[TrainStep]) -> list[list[int]]:
+def original_sequences(steps: Iterable[TrainBatch]) -> list[list[int]]:
     """Sequences before masking, in a fixed order."""
     sequences = []
-    for batch in (batch for step in steps for batch in step.parts):
-        rows = batch.slots // batch.positions.shape[1]
+    for batch in steps:
         restored = batch.inputs.clone()
-        restored[rows, batch.positions.flatten()[batch.slots]] = batch.targets
+        restored.view(-1)[batch.places] = batch.targets
         sequences += [[token for token in row if token] for row in restored.tolist()]
     return sorted(sequences)
 
@@ -57,12 +56,11 @@ def plain(batches: Any) -> Any:
     return batches if batches is None or isinstance(batches, bool) else [plain(part) for part in batches]
 
 
-def evaluated(batches: Iterable[list[EvalBatch]]) -> list[tuple[int, list[int], int]]:
+def evaluated(batches: Iterable[EvalBatch]) -> list[tuple[int, list[int], int]]:
     """Row, input without padding, and target of every evaluated user."""
     return [
         (user, [token for token in row if token], target)
-        for parts in batches
-        for batch in parts
+        for batch in batches
         for user, row, target in zip(*(t.tolist() for t in (batch.users, batch.inputs, batch.targets)), strict=True)
     ]
 
@@ -152,7 +150,7 @@ def test_the_time_column_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("filter_seen", [True, False])
 def test_filter_seen(tmp_path: Path, filter_seen: bool) -> None:
     data = data_module(tmp_path, filter_seen=filter_seen)
-    ((batch,),) = data.test_dataloader()
+    (batch,) = data.test_dataloader()
     seen = sorted(zip(batch.users[batch.seen_rows].tolist(), batch.seen_items.tolist(), strict=True))
     assert seen == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (2, 1), (2, 2), (2, 4)] * filter_seen
 
@@ -160,7 +158,7 @@ def test_filter_seen(tmp_path: Path, filter_seen: bool) -> None:
 def test_evaluation_batches_are_of_similar_length(tmp_path: Path) -> None:
     histories = {f"u{row}": "a b c d e f g h i j k l"[: 5 + 2 * (row * 7 % 10)] for row in range(10)}
     data = data_module(tmp_path, histories, eval_batch_size=2)
-    assert [batch.inputs.shape[1] for parts in data.test_dataloader() for batch in parts] == [4, 6, 8, 10, 12]
+    assert [batch.inputs.shape[1] for batch in data.test_dataloader()] == [4, 6, 8, 10, 12]
 
 
 def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +194,15 @@ def test_every_epoch_of_a_trainer_has_every_user_once_and_masks_of_its_own(tmp_p
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
-            self.epochs: list[list[TrainStep]] = [[], [], []]
+            self.epochs: list[list[TrainBatch]] = [[], [], []]
 
-        def training_step(self, batch: TrainStep, batch_idx: int) -> None:
+        def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
             self.epochs[self.current_epoch].append(batch)
 
         def configure_optimizers(self) -> None:
             return None
 
-    def record() -> list[list[TrainStep]]:
+    def record() -> list[list[TrainBatch]]:
         recorder = Recorder()
         histories = {f"u{row}": "a b c d e f g h" for row in range(6)}
         histories["u6"] = "b c d e"
@@ -222,9 +220,7 @@ def test_every_epoch_of_a_trainer_has_every_user_once_and_masks_of_its_own(tmp_p
 
     epochs = record()
     assert [original_sequences(steps) for steps in epochs] == [[[1, 2, 3, 4, 5, 6, 7, 8]] * 6 + [[2, 3, 4, 5]]] * 3
-    inputs = [
-        sorted(row for step in steps for batch in step.parts for row in batch.inputs.tolist()) for steps in epochs
-    ]
+    inputs = [sorted(row for batch in steps for row in batch.inputs.tolist()) for steps in epochs]
     assert inputs[0] != inputs[1] != inputs[2] != inputs[0]
     assert plain(record()) == plain(epochs)
 
@@ -325,21 +321,6 @@ def test_no_negatives_by_default(tmp_path: Path) -> None:
     assert {step.negatives for step in data_module(tmp_path).train_dataloader()} == {None}
 
 
-def test_parts_are_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache is small; an accelerator is given whole batches."""
-    monkeypatch.setattr(bert4rec_data, "TOKENS_PER_PART", 4)
-    data = data_module(tmp_path, num_workers=1)
-    train, test = data.train_dataloader(), data.test_dataloader()
-    assert [len(step.parts) for step in train] == [2]  # 6 tokens
-    assert [len(parts) for parts in test] == [3]  # 12 tokens, with [MASK]
-    process(data, 0, 1, "cuda")
-    for loader in (data.train_dataloader(), data.test_dataloader()):
-        assert loader.dataset.tokens_per_part is None
-    data.trainer = None
-    assert original_sequences(data.train_dataloader()) == [[1, 2, 3], [2], [4, 1]]
-    assert [(user, target) for user, _, target in sorted(evaluated(test))] == [(0, 5), (1, 1), (2, 4)]
-
-
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file .*none\.csv"):
         BERT4RecDataModule(str(tmp_path), "none.csv").setup()
@@ -385,7 +366,7 @@ def test_a_table_that_changes_between_two_epochs_changes_nothing(
             for file in (tmp_path / "kept").glob("*/*"):
                 file.unlink()
 
-        def training_step(self, batch: TrainStep, batch_idx: int) -> None:
+        def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
             seen[-1] += original_sequences([batch])
 
         def configure_optimizers(self) -> None:
@@ -403,7 +384,7 @@ def test_a_history_of_many_items_becomes_windows(tmp_path: Path) -> None:
     data.setup()
     spans = data.train_dataloader().dataset.spans
     assert (len(spans), spans.lengths.sum()) == (2000, 100_000)  # the first two overlap
-    (batch,) = next(iter(data.train_dataloader())).parts[:1]
+    batch = next(iter(data.train_dataloader()))
     assert batch.inputs.shape[1] == 50
     assert [target for _, _, target in evaluated(data.test_dataloader())] == [100_000]
 
@@ -479,5 +460,5 @@ def test_batches_go_to_another_device_whole_and_stay_where_they_are_on_a_cpu(tmp
     step = next(iter(data.train_dataloader()))
     assert data.transfer_batch_to_device(step, torch.device("cpu"), 0) is step
     moved = data.transfer_batch_to_device(step, torch.device("meta"), 0)
-    assert [tensor.device.type for part in moved.parts for tensor in part] == ["meta"] * 4 * len(step.parts)
+    assert [tensor.device.type for tensor in moved[:3]] == ["meta"] * 3
     assert [tensor.device.type for tensor in moved.negatives] == ["meta"] * 2

@@ -38,13 +38,11 @@ class Scripted(pl.LightningModule):
         self.topk = topk
         self.fails_at_batch = fails_at_batch
 
-    def predict_step(self, batch: list[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+    def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         if batch_idx == self.fails_at_batch:
             raise RuntimeError("the power went out")
-        (part,) = batch
-        scores = ranking.candidate_scores(self.scores[part.users], part.seen_rows, part.seen_items)
-        order = part.users.argsort()
-        return part.users[order], *(tensor[order] for tensor in ranking.top_k(scores, self.topk))
+        scores = ranking.candidate_scores(self.scores[batch.users], batch.seen_rows, batch.seen_items)
+        return batch.users, *ranking.top_k(scores, self.topk)
 
 
 def predict(
@@ -321,7 +319,7 @@ def test_the_final_name_appears_only_when_the_table_is_whole(tmp_path: Path) -> 
     seen: list[bool] = []
 
     class Watching(Scripted):
-        def predict_step(self, batch: list[PredictBatch], batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
             seen.append(path.exists())
             return super().predict_step(batch, batch_idx)
 

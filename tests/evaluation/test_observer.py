@@ -80,10 +80,10 @@ def test_a_target_is_ranked_no_worse_among_negatives_than_among_all() -> None:
     dataset = EvaluationSet(sequences.tokens, spans, 60, 5, True, targets)
     negatives = np.array([[item for item in range(1, 61) if item not in history][:20] for history in histories])
     observer = Observer({"uniform-100": negatives}, 5)
-    for batch in dataset[np.arange(30)]:
-        scores = torch.from_numpy(generator.normal(size=(len(batch.users), 62)))
-        scores = ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
-        observer.update(batch.users, ranking.target_ranks(scores, batch.targets), scores, batch.targets)
+    batch = dataset[np.arange(30)]
+    scores = torch.from_numpy(generator.normal(size=(len(batch.users), 62)))
+    scores = ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
+    observer.update(batch.users, ranking.target_ranks(scores, batch.targets), scores, batch.targets)
     ranks = observer.compute().ranks
     assert (ranks["uniform-100"] <= ranks["full"]).all()
     assert (ranks["uniform-100"] <= 20).all()

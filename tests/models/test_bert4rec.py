@@ -15,12 +15,14 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from src.batch import Negatives, PredictBatch, TrainBatch, TrainStep
+from src import ranking
+from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch
 from src.cli import CONFIGS
-from src.data import BERT4RecDataModule, masking
+from src.data import BERT4RecDataModule
 from src.errors import UserError
 from src.models import BERT4Rec
 from src.models.bert4rec import lr_factor
+from src.native import door
 
 ITEMS, WIDTH, HEADS, LAYERS, MAX_LEN = 13, 8, 2, 2, 7
 MASK = ITEMS + 1
@@ -41,8 +43,7 @@ def make_model(seed: int = 0, **options: Any) -> BERT4Rec:
 
 def make_batch(inputs: Tensor, labels: Tensor) -> TrainBatch:
     """A training batch from labels as common ports have them: [B, L], 0 where nothing is to be predicted."""
-    positions, slots = (torch.from_numpy(array) for array in masking.compact((labels != 0).numpy()))
-    return TrainBatch(inputs, positions, slots, labels[labels != 0])
+    return TrainBatch(inputs, labels.flatten().nonzero()[:, 0], labels[labels != 0], None)
 
 
 INPUTS = torch.tensor([[0, 0, 4, MASK, 9], [MASK, 2, 2, MASK, 13], [0, 0, 0, 0, MASK]])
@@ -62,8 +63,8 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
     )
 
 
-def loader(batches: list[TrainBatch]) -> DataLoader[TrainStep]:
-    return DataLoader([TrainStep([[batch]], None) for batch in batches], batch_size=None)  # type: ignore[arg-type]
+def loader(batches: list[TrainBatch]) -> DataLoader[TrainBatch]:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def write_table(folder: Path, users: int = 11, items: int = 17, seed: int = 0) -> Path:
@@ -141,16 +142,6 @@ def test_loss_is_divided_by_the_number_of_targets_even_if_some_lose_nothing() ->
     assert model.loss(make_batch(INPUTS, labels)).item() == pytest.approx(expected.item() / 5, rel=1e-12)
 
 
-def test_unused_slots_leave_the_loss_bit_identical() -> None:
-    model = make_model().eval()
-    other = BATCH.positions.flatten().clone()
-    is_unused = torch.ones(len(other), dtype=torch.bool)
-    is_unused[BATCH.slots] = False
-    assert is_unused.sum() == 4
-    other[is_unused] = 4
-    assert torch.equal(model.loss(BATCH._replace(positions=other.view_as(BATCH.positions))), model.loss(BATCH))
-
-
 @pytest.mark.parametrize(
     ("scheduler", "warmup", "expected"),
     [
@@ -195,7 +186,7 @@ def test_schedule_in_training_counts_steps_of_all_epochs() -> None:
 )
 def test_gradient_clip_bounds_the_norm(precision: Any, loss: str) -> None:
     negatives = None if loss == "softmax" else Negatives(torch.tensor([5, 2, 11]), torch.zeros(3))
-    steps: Any = DataLoader([TrainStep([[BATCH]], negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
+    steps: Any = DataLoader([BATCH._replace(negatives=negatives)] * 3, batch_size=None)  # type: ignore[arg-type]
     norms = {}
     for clip in (None, 0.001):
         recorder = Recorder()
@@ -315,6 +306,57 @@ def test_evaluation_of_a_diverged_model_is_an_error(tmp_path: Path) -> None:
         quiet_trainer().validate(model, data, verbose=False)
 
 
+def many_items(transform: bool) -> BERT4Rec:
+    torch.manual_seed(4)
+    model = BERT4Rec(20_000, 16, 2, 1, MAX_LEN, output_transform=transform, output_bias=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def ranking_batch(model: BERT4Rec) -> EvalBatch:
+    inputs = torch.randint(1, model.num_items + 1, (90, 5))
+    inputs[:, -1] = model.num_items + 1
+    rows = torch.arange(90)
+    targets = torch.randint(1, model.num_items + 1, (90,))
+    return EvalBatch(rows, inputs, rows, inputs[:, 0], targets)
+
+
+@pytest.mark.parametrize("transform", [True, False])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true"])
+def test_the_output_layer_ranks_in_float32_whatever_the_precision(
+    precision: Any, transform: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same hidden states: validation, the observer's scores and prediction. No ties are made."""
+    model, hidden = many_items(transform), []
+    encode = door.encode
+    monkeypatch.setattr(door, "encode", lambda *arguments: hidden.append(encode(*arguments)) or hidden[-1])
+    batch = ranking_batch(model)
+    batches: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    ranks: list[Tensor] = []
+    monkeypatch.setattr(model.ranks, "update", ranks.append)
+    monkeypatch.setattr(model, "on_test_epoch_end", lambda: None)
+    trainer = quiet_trainer(precision=precision)
+    trainer.test(model, batches, verbose=False)
+    model.predict_topk = 5
+    ((_, items, listed),) = trainer.predict(model, DataLoader([PredictBatch(*batch[:4])], batch_size=None))
+    assert len(hidden) == 2
+    assert torch.equal(hidden[0], hidden[1])
+    network = model.network
+    dtypes = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+    assert network.output.weight.dtype == dtypes[precision]
+    with torch.no_grad():
+        last = network.output_transform(hidden[0].to(network.output.weight.dtype)).double()
+        scores = last @ network.output.weight.double().t() + network.output.bias.double()
+    scores = ranking.candidate_scores(scores, batch.seen_rows, batch.seen_items)
+    expected = ranking.target_ranks(scores, batch.targets)
+    assert (ranks[0] - expected).abs().max() <= 1  # where two scores are within float32's rounding of each other
+    assert listed.dtype == torch.float32
+    torch.testing.assert_close(listed.double(), scores.gather(1, items), rtol=1e-5, atol=1e-5)
+    assert torch.equal(items, ranking.top_k(scores, 5)[0])
+
+
 HISTORIES = [[1, 2, 3, 4], [5, 6, 7], [], [9], [3, 8, 3, 1, 12, 13, 10, 2, 11, 5]]
 
 
@@ -341,10 +383,11 @@ def test_predict_reads_the_position_that_training_fills() -> None:
         logits = model(inputs)[0, -1]
         assert row == sorted(range(1, ITEMS + 1), key=lambda item: -logits[item].item())
         batch = PredictBatch(torch.tensor([0]), inputs, torch.tensor([0]), torch.tensor([6]))
-        scores = model.candidate_scores(batch)[0]
+        ((_, scores),) = model.candidate_scores(batch)
+        scores = scores[0]
         is_candidate = scores > -math.inf
         assert is_candidate.nonzero().flatten().tolist() == [item for item in range(1, ITEMS + 1) if item != 6]
-        torch.testing.assert_close(scores[is_candidate], logits[is_candidate].float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(scores[is_candidate], logits[is_candidate], rtol=1e-12, atol=1e-12)  # float64 stays
         labels = torch.zeros_like(inputs)
         labels[0, -1] = row[0]
         expected = torch.logsumexp(logits, 0) - logits[row[0]]

@@ -31,37 +31,36 @@ def tensors(count: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Ten
         torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
         for shape in ((count, width), (tokens, width), (tokens,))
     )
-    return hidden, weight, bias, torch.randint(0, tokens, (count,), generator=generator)
+    return hidden, weight, bias, torch.randint(1, tokens, (count,), generator=generator)
 
 
-def cut_up(patch: pytest.MonkeyPatch, held_entries: int, tile_row_bytes: int) -> None:
-    """Have little data computed in as many blocks and tiles as much data is."""
-    patch.setattr(losses, "HELD_ENTRIES", held_entries)
+def cut_up(patch: pytest.MonkeyPatch, logits: int) -> None:
+    """Have little data computed in as many chunks as much data is."""
+    patch.setattr(losses, "LOGITS_AT_A_TIME", logits)
     patch.setattr(losses, "LEAST_ROWS", 1)
-    patch.setattr(losses, "TILE_ROW_BYTES", tile_row_bytes)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 23),
-    tokens=st.integers(1, 37),
-    block=st.integers(1, 200),
-    tile=st.integers(1, 40),
-    threads=st.integers(1, 3),
+    tokens=st.integers(2, 37),
+    chunk=st.integers(1, 200),
+    unused=st.integers(0, 5),
     has_bias=st.booleans(),
     factor=st.sampled_from([1.0, -2.5]),
 )
-def test_linear_cross_entropy_whatever_the_blocks(
-    count: int, tokens: int, block: int, tile: int, threads: int, has_bias: bool, factor: float
+def test_linear_cross_entropy_whatever_the_chunks(
+    count: int, tokens: int, chunk: int, unused: int, has_bias: bool, factor: float
 ) -> None:
     hidden, weight, bias, targets = tensors(count, 5, tokens, seed=count * 100 + tokens)
+    targets[:unused] = 0
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch:
-        cut_up(patch, block, 8 * tile)
-        patch.setattr(torch, "get_num_threads", lambda: threads)  # more tiles of a width at a time
+        cut_up(patch, chunk)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, targets)
         mine = torch.autograd.grad(factor * got, inputs)
-    expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), targets)
+    logits = F.linear(hidden, weight, bias if has_bias else None)
+    expected = F.cross_entropy(logits, targets, ignore_index=0, reduction="sum") / max(1, (targets > 0).sum())
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for one, other in zip(mine, torch.autograd.grad(factor * expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -71,19 +70,18 @@ def test_linear_cross_entropy_whatever_the_blocks(
 @given(
     count=st.integers(1, 23),
     tokens=st.integers(2, 37),
-    block=st.integers(1, 200),
-    tile=st.integers(1, 40),
+    chunk=st.integers(1, 200),
     has_bias=st.booleans(),
 )
 def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
-    count: int, tokens: int, block: int, tile: int, has_bias: bool
+    count: int, tokens: int, chunk: int, has_bias: bool
 ) -> None:
     """Eight binary digits: a number is off by up to 2 ** -8 of its size, a whole gradient by a few of these."""
     exact = tensors(count, 5, tokens, seed=count * 100 + tokens)
     hidden, weight, bias = (tensor.detach().float().requires_grad_() for tensor in exact[:3])
     inputs = [hidden, weight, bias] if has_bias else [hidden, weight]
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype=torch.bfloat16):
-        cut_up(patch, block, 2 * tile)
+        cut_up(patch, chunk)
         got = losses.linear_cross_entropy(hidden, weight, bias if has_bias else None, exact[3])
     mine = torch.autograd.grad(got, inputs)
     expected = F.cross_entropy(F.linear(hidden, weight, bias if has_bias else None), exact[3])
@@ -99,8 +97,7 @@ def test_linear_cross_entropy_in_bfloat16_is_as_near_as_its_digits_are(
 def test_linear_cross_entropy_of_logits_whose_exponentials_are_out_of_range(
     factor: float, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "TILE_ROW_BYTES", 4 * 8)
-    monkeypatch.setattr(losses, "TILE_ROWS", 2)
+    cut_up(monkeypatch, 22)
     hidden, weight, bias, targets = tensors(5, 6, 11, seed=0)
     inputs = [hidden, weight, bias]
     hidden, weight, bias = factor * hidden, factor * weight, bias + offset
@@ -138,7 +135,7 @@ def test_sampled_softmax_over_all_other_items_is_the_full_one() -> None:
     negatives = scores.masked_fill(F.one_hot(targets, 9).bool(), -math.inf)
     true = scores.gather(1, targets[:, None])[:, 0]
     expected = F.cross_entropy(scores, targets)
-    torch.testing.assert_close(losses.sampled_softmax(true, negatives, torch.zeros(9)), expected)
+    torch.testing.assert_close(losses.sampled_softmax(true, negatives, torch.zeros(9)).mean(), expected)
 
 
 def test_sampled_softmax_corrects_for_how_often_an_item_is_drawn() -> None:
@@ -170,14 +167,14 @@ def test_gbce_by_hand(calibration: float, beta: float) -> None:
         + beta * math.log(sigmoid(-1.0))
         + math.log(0.5)
     ) / (2 * 3)
-    assert losses.gbce(true, negative, 0.2, calibration).item() == pytest.approx(expected, abs=1e-12)
+    assert losses.gbce(true, negative, 0.2, calibration).mean().item() == pytest.approx(expected, abs=1e-12)
 
 
 BATCH = TrainBatch(
     inputs=torch.tensor([[0, 14, 3], [5, 2, 14]]),
-    positions=torch.tensor([[1], [2]]),
-    slots=torch.tensor([0, 1]),
+    places=torch.tensor([1, 5]),
     targets=torch.tensor([4, 9]),
+    negatives=None,
 )
 
 
@@ -187,15 +184,15 @@ def test_a_sampled_loss_of_the_model_is_that_of_its_logits(loss: str, options: d
     torch.manual_seed(0)
     model = BERT4Rec(13, 8, 2, 1, 5, 0.0, loss=loss, **options).double()
     negatives = Negatives(torch.tensor([1, 4, 7, 7, 13]), torch.tensor([0.1, -0.2, 0.3, 0.3, -1.0]).double())
-    got = model.loss(BATCH, negatives=negatives)
+    got = model.loss(BATCH._replace(negatives=negatives))
     logits = torch.stack([model(BATCH.inputs)[0, 1], model(BATCH.inputs)[1, 2]])
     true = logits.gather(1, BATCH.targets[:, None])[:, 0]
     sampled = logits[:, negatives.items]
     sampled[0, 1] = -math.inf  # item 4 is the first target
     if loss == "gbce":
-        expected = losses.gbce(true, sampled, 5 / 12, 0.75)
+        expected = losses.gbce(true, sampled, 5 / 12, 0.75).mean()
     else:
-        expected = losses.sampled_softmax(true, sampled, negatives.log_counts)
+        expected = losses.sampled_softmax(true, sampled, negatives.log_counts).mean()
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     parameters = list(model.parameters())
     mine = torch.autograd.grad(got, parameters, allow_unused=True, materialize_grads=False)
@@ -208,7 +205,7 @@ def test_a_sampled_loss_of_the_model_is_that_of_its_logits(loss: str, options: d
 
 def test_only_the_rows_of_a_step_get_a_gradient() -> None:
     model = BERT4Rec(13, 8, 2, 1, 5, 0.0, loss="gbce")
-    model.loss(BATCH, negatives=Negatives(torch.tensor([7]), torch.zeros(1))).backward()
+    model.loss(BATCH._replace(negatives=Negatives(torch.tensor([7]), torch.zeros(1)))).backward()
     gradient = model.network.item_embedding.weight.grad
     assert gradient is not None
     assert gradient.is_sparse
@@ -227,16 +224,25 @@ def test_full_softmax_gives_the_tied_table_one_dense_gradient() -> None:
     torch.testing.assert_close(table.grad, expected.to_dense(), rtol=0, atol=1e-12)
 
 
-def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole() -> None:
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce"])
+def test_unused_slots_count_for_nothing(loss: str) -> None:
+    """So shapes can be fixed, and a process without a row of its own can take part in a step."""
     torch.manual_seed(0)
-    model = BERT4Rec(13, 8, 2, 2, 5, 0.0).double()
-    first = TrainBatch(*(t[:1] for t in BATCH))
-    second = TrainBatch(BATCH.inputs[1:], BATCH.positions[1:], torch.tensor([0]), BATCH.targets[1:])
-    whole, parts = model.loss(BATCH), model.loss(first, second)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    model = BERT4Rec(13, 8, 2, 2, 5, 0.0, loss=loss).double()
+    negatives = None if loss == "softmax" else Negatives(torch.tensor([1, 7]), torch.zeros(2).double())
+    whole = BATCH._replace(negatives=negatives)
+    padded = whole._replace(places=torch.tensor([1, 5, 0]), targets=torch.tensor([4, 9, 0]))
     parameters = list(model.parameters())
-    for one, other in zip(torch.autograd.grad(parts, parameters), torch.autograd.grad(whole, parameters), strict=True):
-        torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=0, atol=1e-12)
+    one, other = (torch.autograd.grad(model.loss(batch), parameters, allow_unused=True) for batch in (whole, padded))
+    torch.testing.assert_close(model.loss(padded), model.loss(whole), rtol=0, atol=1e-12)
+    for mine, theirs in zip(one, other, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            torch.testing.assert_close(mine.to_dense(), theirs.to_dense(), rtol=0, atol=1e-12)
+    nothing = model.loss(whole._replace(targets=torch.zeros(2, dtype=torch.long)))
+    nothing.backward()
+    assert nothing == 0
+    assert all((p.grad is None) or (p.grad.to_dense() == 0).all() for p in parameters)
 
 
 def test_rowwise_adam_is_adam_where_every_step_touches_every_row() -> None:

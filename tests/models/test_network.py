@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from src.data import masking
-from src.models.network import Network
+from src.models.network import Architecture, Network, last_places
 
 # Mutually distinct, so that no two axes can be swapped unnoticed.
 ITEMS, WIDTH, HEADS, LAYERS, MAX_LEN = 13, 12, 3, 2, 9
@@ -25,7 +24,7 @@ def make_network(seed: int = 0, **options: object) -> Network:
     """A float64 network in evaluation mode whose every parameter, biases and LayerNorm included, is random."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"hidden_units": WIDTH, "num_heads": HEADS, "num_layers": LAYERS, "max_len": MAX_LEN}
-    network = Network(ITEMS, **{**sizes, **options}).double().eval()  # type: ignore[arg-type]
+    network = Network(ITEMS, Architecture(**{**sizes, **options})).double().eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0.1, 0.5, generator=generator)
@@ -103,10 +102,9 @@ def plain_logits(
     return plain_linear(x, network.output.weight, network.output.bias)
 
 
-def targets_of(is_chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-    """`positions` and `slots` of a training batch with these targets."""
-    positions, slots = masking.compact(is_chosen)
-    return torch.from_numpy(positions), torch.from_numpy(slots)
+def targets_of(is_chosen: np.ndarray) -> Tensor:
+    """`places` of a training batch with these targets."""
+    return torch.from_numpy(np.flatnonzero(is_chosen))
 
 
 @pytest.mark.parametrize("values", list(itertools.product([False, True], repeat=len(OPTIONS))))
@@ -161,31 +159,17 @@ def test_states_at_chosen_places_equal_those_of_the_whole_and_so_do_gradients(fl
         return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
     whole = network.encode(inputs)[torch.from_numpy(chosen)]
-    compact = network.encode(inputs, *targets_of(chosen))
+    compact = network.encode(inputs, targets_of(chosen))
     torch.testing.assert_close(compact, whole, rtol=0, atol=1e-11)
     for got, expected in zip(gradients(compact), gradients(whole), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
-
-
-def test_unused_slots_may_hold_any_column() -> None:
-    network = make_network()
-    inputs = pad(ROWS, 8)
-    chosen = np.zeros((3, 8), dtype=bool)
-    chosen[[0, 0, 1, 2, 2, 2], [2, 6, 7, 4, 5, 7]] = True
-    positions, slots = targets_of(chosen)
-    other = positions.flatten().clone()
-    is_unused = torch.ones(len(other), dtype=torch.bool)
-    is_unused[slots] = False
-    assert is_unused.sum() == 3
-    other[is_unused] = 5
-    assert torch.equal(network.encode(inputs, positions, slots), network.encode(inputs, other.view(3, -1), slots))
 
 
 def test_state_of_the_last_column_equals_that_of_the_whole_and_so_do_gradients() -> None:
     network = make_network()
     inputs = pad(ROWS, 7)
     weights = torch.randn(3, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    last, whole = network.encode_last(inputs), network.encode(inputs)[:, -1]
+    last, whole = network.encode(inputs, last_places(inputs)), network.encode(inputs)[:, -1]
     assert last.shape == (3, WIDTH)
     torch.testing.assert_close(last, whole, rtol=0, atol=1e-11)
     got = torch.autograd.grad((last * weights).sum(), network.item_embedding.weight)[0]
@@ -197,15 +181,8 @@ def test_state_of_the_last_column_equals_that_of_the_whole_and_so_do_gradients()
 @pytest.mark.parametrize("output_transform", [False, True])
 @pytest.mark.parametrize("output_bias", [False, True])
 def test_number_of_parameters(share_embeddings: bool, output_transform: bool, output_bias: bool) -> None:
-    network = Network(
-        ITEMS,
-        WIDTH,
-        HEADS,
-        LAYERS,
-        MAX_LEN,
-        share_embeddings=share_embeddings,
-        output_transform=output_transform,
-        output_bias=output_bias,
+    network = make_network(
+        share_embeddings=share_embeddings, output_transform=output_transform, output_bias=output_bias
     )
     tokens, d = ITEMS + 2, WIDTH
     expected = tokens * d + MAX_LEN * d + 2 * d + LAYERS * (12 * d * d + 13 * d)
@@ -216,7 +193,7 @@ def test_number_of_parameters(share_embeddings: bool, output_transform: bool, ou
 def test_xavier_weights_of_linear_layers() -> None:
     """Standard deviation sqrt(2 / (inputs + outputs)); the embeddings, tied output layer included, stay as they are."""
     torch.manual_seed(3)
-    network = Network(num_items=997, hidden_units=64, output_transform=True, linear_init="xavier")
+    network = Network(997, Architecture(hidden_units=64, output_transform=True, linear_init="xavier"))
     for name, parameter in network.named_parameters():
         if parameter.dim() > 1:
             spread = 0.02 if "embedding" in name else math.sqrt(2 / sum(parameter.shape))
@@ -226,7 +203,7 @@ def test_xavier_weights_of_linear_layers() -> None:
 
 def test_initial_weights() -> None:
     torch.manual_seed(3)
-    network = Network(num_items=997, hidden_units=64, share_embeddings=False, output_transform=True, output_bias=True)
+    network = Network(997, Architecture(share_embeddings=False, output_transform=True, output_bias=True))
     assert (network.item_embedding.weight[0] == 0).all()
     norms = [module for module in network.modules() if isinstance(module, nn.LayerNorm)]
     assert len(norms) == 2 + 2 * 3
@@ -242,7 +219,7 @@ def test_initial_weights() -> None:
 
 
 def test_tied_output_matrix_is_the_item_embedding() -> None:
-    tied, untied = (Network(ITEMS, WIDTH, HEADS, share_embeddings=share) for share in (True, False))
+    tied, untied = (Network(ITEMS, Architecture(share_embeddings=share)) for share in (True, False))
     assert tied.output.weight is tied.item_embedding.weight
     assert not torch.equal(untied.output.weight, untied.item_embedding.weight)
 
@@ -332,4 +309,4 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden_units=12 must be divisible by num_heads=5"):
         make_network(num_heads=5)
     with pytest.raises(ValueError, match="num_items=0"):
-        Network(0)
+        Network(0, Architecture())

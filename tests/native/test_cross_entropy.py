@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.models import losses
-from src.native import compiler, cross_entropy
+from src.native import cross_entropy
 from tests.native import library, needs_compiler
 
 pytestmark = needs_compiler
@@ -97,18 +96,3 @@ def test_no_targets_and_targets_that_are_none() -> None:
     for bad in (-1, 7):
         with pytest.raises(IndexError, match="not among the 7 tokens"):
             cross_entropy.linear_cross_entropy(library(), hidden, weight, None, torch.full((3,), bad))
-
-
-def test_the_loss_is_by_it_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, weight, _, targets = tensors(3, 5, 7, torch.float32)
-    calls = []
-    monkeypatch.setattr(
-        cross_entropy, "linear_cross_entropy", lambda *arguments: calls.append(arguments) or hidden.sum()
-    )
-    losses.linear_cross_entropy(hidden, weight, None, targets)
-    assert len(calls) == 1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses.linear_cross_entropy(hidden, weight, None, targets)
-    monkeypatch.setenv(compiler.SWITCH, "0")
-    losses.linear_cross_entropy(hidden, weight, None, targets)
-    assert len(calls) == 1

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.models.network import Network
-from src.native import compiler, encoder
+from src.models.network import Architecture, Network, last_places
+from src.native import compiler, door, encoder
 from tests.native import needs_compiler
 
 pytestmark = needs_compiler
 
 ITEMS, MAX_LEN = 23, 41
-Part = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]  # inputs [B, L] and places [N]
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +27,15 @@ def _one_thread_afterwards() -> Iterator[None]:
 def network_of(width: int, heads: int, layers: int, dropout: float = 0.0, **options: bool) -> Network:
     """In float64, every parameter random, biases and LayerNorm included."""
     generator = torch.Generator().manual_seed(width)
-    network = Network(ITEMS, width, heads, layers, MAX_LEN, dropout, **options).double()  # type: ignore[arg-type]
+    sizes = {"hidden_units": width, "num_heads": heads, "num_layers": layers, "max_len": MAX_LEN}
+    network = Network(ITEMS, Architecture(**sizes, dropout_rate=dropout, **options)).double()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0.1, 0.4, generator=generator)
     return network
 
 
-def part_of(lengths: Sequence[int], seed: int = 0, asked: float = 0.4) -> Part:
+def batch_of(lengths: Sequence[int], seed: int = 0, asked: float = 0.4) -> Batch:
     """Inputs padded on the left, and about so much of each row asked for, some rows without anything."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
@@ -43,23 +44,15 @@ def part_of(lengths: Sequence[int], seed: int = 0, asked: float = 0.4) -> Part:
         inputs[row, inputs.shape[1] - length :] = torch.randint(1, ITEMS + 2, (length,), generator=generator)
         is_asked[row, inputs.shape[1] - length :] = torch.rand(length, generator=generator) < asked
     is_asked[0, -1] = True
-    most = int(is_asked.sum(dim=1).max())
-    positions, is_used = (
-        torch.zeros(len(lengths), most, dtype=torch.long),
-        torch.zeros(len(lengths), most, dtype=torch.bool),
-    )
-    for row in range(len(lengths)):
-        columns = is_asked[row].nonzero()[:, 0]
-        positions[row, : len(columns)], is_used[row, : len(columns)] = columns, True
-    return inputs, positions, is_used.flatten().nonzero()[:, 0]
+    return inputs, is_asked.flatten().nonzero()[:, 0]
 
 
-def outcome(network: Network, parts: Sequence[Part], monkeypatch: pytest.MonkeyPatch, switch: str) -> list[Tensor]:
+def outcome(network: Network, batch: Batch, monkeypatch: pytest.MonkeyPatch, switch: str) -> list[Tensor]:
     """Hidden states, and the gradients of all that they depend on."""
     monkeypatch.setenv(compiler.SWITCH, switch)
     parameters = [parameter for name, parameter in network.named_parameters() if not name.startswith("output")]
     torch.manual_seed(3)
-    hidden = network.encode_parts(parts)
+    hidden = door.encode(network, *batch)
     direction = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(hidden)
     return [hidden.detach(), *(g.to_dense() for g in torch.autograd.grad(hidden, parameters, direction))]
 
@@ -74,9 +67,9 @@ def test_it_computes_what_the_modules_do(
     width: int, heads: int, layers: int, shares: bool, norm_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = network_of(width, heads, layers, share_embeddings=shares, embedding_norm_first=norm_first)
-    parts = [part_of([3, 1, 17, 40, 41, 33]), part_of([5, 9, 9], seed=1)]
+    batch = batch_of([3, 1, 17, 40, 41, 33, 5, 9, 9])
     for got, expected in zip(
-        outcome(network, parts, monkeypatch, "1"), outcome(network, parts, monkeypatch, "0"), strict=True
+        outcome(network, batch, monkeypatch, "1"), outcome(network, batch, monkeypatch, "0"), strict=True
     ):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
@@ -93,22 +86,22 @@ def test_it_does_so_whatever_the_lengths_and_groups(
     lengths: list[int], asked: float, group: int, threads: int, seed: int
 ) -> None:
     network = network_of(12, 2, 2)
-    parts = [part_of(lengths, seed, asked)]
+    batch = batch_of(lengths, seed, asked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "GROUP_TOKENS", group)
         torch.set_num_threads(threads)
-        got = outcome(network, parts, patch, "1")
+        got = outcome(network, batch, patch, "1")
         torch.set_num_threads(1)
-        expected = outcome(network, parts, patch, "0")
+        expected = outcome(network, batch, patch, "0")
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_float32_is_as_near_as_its_digits_are(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(64, 2, 2)
-    parts = [part_of([3, 1, 17, 40, 41, 33])]
-    expected = outcome(network, parts, monkeypatch, "0")
-    for got, exact in zip(outcome(network.float(), parts, monkeypatch, "1"), expected, strict=True):
+    batch = batch_of([3, 1, 17, 40, 41, 33])
+    expected = outcome(network, batch, monkeypatch, "0")
+    for got, exact in zip(outcome(network.float(), batch, monkeypatch, "1"), expected, strict=True):
         assert (got.double() - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
@@ -119,51 +112,50 @@ def test_the_backward_pass_drops_what_the_forward_pass_did(rates: tuple[float, f
     network = network_of(
         6, 2, 2, dropout, attention_dropout_rate=attention, ffn_dropout_rate=ffn, embedding_norm_first=norm_first
     )  # type: ignore[arg-type]
-    parts = [part_of([3, 1, 4])]
+    batch = batch_of([3, 1, 4])
     parameters = [parameter for name, parameter in network.named_parameters() if not name.startswith("output")]
 
     def hidden(*values: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return network.encode_parts(parts)
+        return door.encode(network, *batch)
 
-    network.shares_embeddings = False  # a dense gradient, which is what the check can compare
+    network.output.weight = torch.nn.Parameter(torch.zeros(1))  # a dense gradient, which is what the check can compare
     assert torch.autograd.gradcheck(hidden, parameters, eps=1e-6, atol=1e-6)
     torch.manual_seed(4)
-    assert not torch.equal(network.encode_parts(parts), hidden())
+    assert not torch.equal(door.encode(network, *batch), hidden())
 
 
 def test_dropout_follows_from_the_seed_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, parts = network_of(12, 2, 2, 0.5), [part_of([30, 41, 20, 35, 41, 41, 28, 33])]
+    network, batch = network_of(12, 2, 2, 0.5), batch_of([30, 41, 20, 35, 41, 41, 28, 33])
     monkeypatch.setattr(encoder, "GROUP_TOKENS", 40)
-    one = outcome(network, parts, monkeypatch, "1")
+    one = outcome(network, batch, monkeypatch, "1")
     torch.set_num_threads(3)
-    three = outcome(network, parts, monkeypatch, "1")
+    three = outcome(network, batch, monkeypatch, "1")
     assert torch.equal(one[0], three[0])
     for summed, other in zip(one, three, strict=True):
         torch.testing.assert_close(summed, other, rtol=0, atol=1e-11)
-    for again, before in zip(outcome(network, parts, monkeypatch, "1"), three, strict=True):
+    for again, before in zip(outcome(network, batch, monkeypatch, "1"), three, strict=True):
         assert torch.equal(again, before)
 
 
-def alike() -> tuple[Network, Part]:
+def alike(**rates: float) -> tuple[Network, Batch]:
     """A network to which all tokens at all positions are one, so that only dropout tells hidden states apart."""
-    network = network_of(16, 2, 1, embedding_norm_first=True)
+    network = network_of(16, 2, 1, rates.pop("dropout", 0.0), embedding_norm_first=True, **rates)  # type: ignore[arg-type]
     with torch.no_grad():
         network.position_embedding.weight.zero_()
         network.item_embedding.weight.copy_(network.item_embedding.weight[1].expand(ITEMS + 2, -1))
-    return network, part_of([MAX_LEN] * 200, asked=1.0)
+    return network, batch_of([MAX_LEN] * 200, asked=1.0)
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
 def test_dropout_hides_as_many_entries_as_it_says(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the embedding: when blocks do nothing but normalise, entries that it hid are all the same number."""
     monkeypatch.setenv(compiler.SWITCH, "1")
-    network, part = alike()
+    network, batch = alike(dropout=rate)
     with torch.no_grad():
         for name, parameter in network.blocks.named_parameters():
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-    network.dropout.p = rate
-    hidden = network.encode_parts([part])  # [8,200, 16]
+    hidden = door.encode(network, *batch)  # [8,200, 16]
     same = torch.isclose(hidden[:, :, None], hidden[:, None, :], rtol=0, atol=1e-9).sum(dim=2).amax(dim=1)
     hidden_entries = same.where(same > 1, 0)
     assert abs(float(hidden_entries.double().mean()) / 16 - rate) < 0.01
@@ -173,43 +165,39 @@ def test_dropout_hides_as_many_entries_as_it_says(rate: float, monkeypatch: pyte
 def test_dropout_changes_nothing_on_average(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what it is done to is small beside the residual, all that follows is linear but for a little."""
     monkeypatch.setenv(compiler.SWITCH, "1")
-    network, part = alike()
+    network, batch = alike(**{f"{place}_dropout_rate": 0.25})
     block = network.blocks[0]
     with torch.no_grad():
         block.attention_output.weight.mul_(0.05)
         block.ffn[3].weight.mul_(0.02)
-    expected = network.encode_parts([part])[0]
-    if place == "attention":
-        block.attention.dropout_rate = 0.25
-    else:
-        block.ffn[2].p = 0.25
-    hidden = network.encode_parts([part])
+    expected = door.encode(network.eval(), *batch)[0]
+    hidden = door.encode(network.train(), *batch)
     spread = hidden.std(dim=0)
     assert (spread > 1e-5).all()
     assert ((hidden.mean(dim=0) - expected).abs() < 0.1 * spread).all()
 
 
 def test_it_goes_without_memory_for_the_backward_pass_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, parts = network_of(24, 4, 2), [part_of([3, 1, 17, 40, 41, 33])]
-    expected = outcome(network, parts, monkeypatch, "0")[0]
+    network, batch = network_of(24, 4, 2), batch_of([3, 1, 17, 40, 41, 33])
+    expected = outcome(network, batch, monkeypatch, "0")[0]
     monkeypatch.setenv(compiler.SWITCH, "1")
     with torch.inference_mode():
-        torch.testing.assert_close(network.encode_parts(parts), expected, rtol=0, atol=1e-11)
+        torch.testing.assert_close(door.encode(network, *batch), expected, rtol=0, atol=1e-11)
 
 
 def test_the_last_column_is_encoded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(24, 4, 2).eval()
-    inputs = part_of([3, 1, 17, 40])[0]
+    inputs = batch_of([3, 1, 17, 40])[0]
     monkeypatch.setenv(compiler.SWITCH, "0")
-    expected = network.encode_last(inputs)
+    expected = door.encode(network, inputs, last_places(inputs))
     monkeypatch.setenv(compiler.SWITCH, "1")
-    torch.testing.assert_close(network.encode_last(inputs), expected, rtol=0, atol=1e-11)
-    assert network.encode_last(inputs[:0]).shape == (0, 24)
+    torch.testing.assert_close(door.encode(network, inputs, last_places(inputs)), expected, rtol=0, atol=1e-11)
+    assert door.encode(network, inputs[:0], last_places(inputs[:0])).shape == (0, 24)
 
 
 def test_a_parameter_changed_before_the_backward_pass_is_an_error() -> None:
     network = network_of(12, 2, 1)
-    hidden = network.encode_parts([part_of([3, 5])])
+    hidden = door.encode(network, *batch_of([3, 5]))
     with torch.no_grad():
         network.position_embedding.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -218,25 +206,27 @@ def test_a_parameter_changed_before_the_backward_pass_is_an_error() -> None:
 
 def test_what_would_read_other_memory_is_an_error() -> None:
     network = network_of(12, 2, 1)
-    inputs, positions, slots = part_of([3, 5])
-    with pytest.raises(ValueError, match="is padding"):
-        network.encode_parts([(inputs, torch.zeros_like(positions), slots)])
-    with pytest.raises(ValueError, match="is padding"):
-        network.encode_parts([(inputs, positions + 5, slots)])
-    thrice = torch.full((1, 3), 1), torch.arange(3)
-    with pytest.raises(ValueError, match="more than once"):
-        network.encode_parts([(inputs[:1, -2:], *thrice)])
-    with pytest.raises(IndexError, match="not among the 25 of the vocabulary"):
-        network.encode_parts([(inputs.where(inputs == 0, ITEMS + 2), positions, slots)])
-    with pytest.raises(IndexError, match="not among the 25 of the vocabulary"):
-        network.encode_parts([(inputs.where(inputs == 0, -1), positions, slots)])
+    inputs, _ = batch_of([3, 5])
+    for places in ([1, 4], [-1, 4]):
+        with pytest.raises(ValueError, match="is padding"):
+            door.encode(network, inputs, torch.tensor(places))
+    library = compiler.library(torch.float64)
+    with pytest.raises(ValueError, match="have to ascend"):
+        encoder.encode(library, network, inputs, torch.tensor([4, 4]))  # type: ignore[arg-type]
+    twice = door.encode(network, inputs, torch.tensor([4, 4]))  # by the modules
+    assert torch.equal(twice[0], twice[1])
+    with pytest.raises(ValueError, match="beyond the batch"):
+        door.encode(network, inputs, torch.tensor([4, 10]))
+    for token in (ITEMS + 2, -1):
+        with pytest.raises(IndexError, match="not among the 25 of the vocabulary"):
+            door.encode(network, inputs.where(inputs == 0, token), torch.tensor([4]))
     longer = torch.ones(1, MAX_LEN + 1, dtype=torch.long)
     with pytest.raises(ValueError, match="42 tokens is longer than max_len=41"):
-        network.encode_parts([(longer, torch.tensor([[0]]), torch.tensor([0]))])
+        door.encode(network, longer, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_leaves_it_to_the_modules(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "encode", None)
     with torch.autocast("cpu", dtype=dtype):
-        assert network_of(12, 2, 1).float().encode_parts([part_of([3, 5])]).isfinite().all()
+        assert door.encode(network_of(12, 2, 1).float(), *batch_of([3, 5])).isfinite().all()

@@ -24,7 +24,7 @@ import torch
 
 from src import cli
 from src.config import Config, parse
-from train_bert4rec import train
+from src.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,8 +159,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Relative path -> content of every file."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Relative path -> content of every file but the lock of the folder, of which nothing follows."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 Reads one JSON object a line: {"script": "train" or "predict", "overrides": [...]} and what is to go wrong:
 "kill_after": seconds, "kill_at": [stage, n] for the n-th write of a checkpoint, "largest_file": bytes, "term_after":
-seconds. With "environments", a list of variables for each, so many processes start together, as a launcher would start
+seconds, "refuses_sparse": true for a group of processes that, like NCCL, has no all-reduce of sparse tensors. With
+"environments", a list of variables for each, so many processes start together, as a launcher would start
 them. Answers {"codes": [...], "errors": [...], "seconds": ...}; a negative code is the signal that ended it.
 """
 
@@ -23,11 +24,12 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-from predict_bert4rec import predict
 from src import baselines, callbacks, checkpoint, cli, files, report, resume  # noqa: F401
 from src.data import prediction_writer  # noqa: F401
-from train_bert4rec import train
+from src.predict import predict
+from src.train import train
 
+kept: list[torch.library.Library] = []  # what they register holds for as long as they are there
 STAGES = ("before", "half", "written", "replaced")
 
 
@@ -57,6 +59,16 @@ def kill_at_write(stage: str, number: int) -> None:
     files.os.fsync, files.os.replace = counting_fsync, counting_replace  # type: ignore[attr-defined]
 
 
+def refuse_sparse() -> None:
+    """Have all-reduces of sparse tensors fail in this process, from Python and from DDP's C++ alike."""
+
+    def refused(*args: Any) -> None:
+        raise RuntimeError("this backend has no all-reduce of sparse tensors")
+
+    kept.append(torch.library.Library("c10d", "IMPL"))
+    kept[-1].impl("allreduce_", refused, "SparseCPU")
+
+
 def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int:
     """What a child does; its exit code."""
     os.environ.update(environment)
@@ -68,6 +80,8 @@ def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int
     task: Callable[..., Any] = train if order["script"] == "train" else predict
     if "kill_at" in order:
         kill_at_write(*order["kill_at"])
+    if "refuses_sparse" in order:
+        refuse_sparse()
     if "largest_file" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
     try:

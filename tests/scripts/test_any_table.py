@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from predict_bert4rec import predict
 from src import memory
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
+from src.predict import predict
+from src.train import train
 from tests.data import test_download
 from tests.data.test_download import server  # noqa: F401
 from tests.scripts.conftest import TINY, Run, Table, call, files_below, make_rows
-from train_bert4rec import train
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # they print a traceback
 
@@ -103,7 +103,7 @@ def test_any_table_is_prepared_or_refused_in_one_line(
         assert "\n" not in refusal
         return
     assert data.summary["rows"] >= data.summary["train_rows"] == len(data.sequences.tokens) > 0
-    assert sum(len(batch.inputs) for step in data.train_dataloader() for batch in step.parts) == len(data.spans)
+    assert sum(len(batch.inputs) for batch in data.train_dataloader()) == len(data.spans)
     assert all("\n" not in note for note in data.notes)
 
 

@@ -1,13 +1,19 @@
 """Several processes, run for real, give what one gives: the same figures, the same table, one output folder."""
 
+import hashlib
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from predict_bert4rec import predict
+from src.predict import predict
+from src.train import train
 from tests.scripts.conftest import (
     TINY,
     Run,
@@ -18,12 +24,10 @@ from tests.scripts.conftest import (
     files_below,
     launch,
     make_rows,
-    same_weights,
     train_here,
     write_table,
 )
 from tests.scripts.test_resume import points, training_state
-from train_bert4rec import train
 
 PLAIN = ("model.dropout_rate=0", "model.mask_last_share=1", "training.lr=0.02", "training.num_epochs=2")
 PROTOCOLS = "evaluation.protocols=[full,uniform-100,popularity-100]"
@@ -82,15 +86,26 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "gbce"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ("training.loss=softmax",),
+        ("training.loss=gbce",),
+        ("training.loss=gbce", "training.gradient_clip=0.05"),
+        ("training.loss=sampled_softmax", "model.share_embeddings=false", "model.output_bias=true"),
+    ],
+)
 def test_two_processes_train_as_one_with_the_same_global_batch(
-    loss: str, sessions: Sessions, table: Table, tmp_path: Path, port: int
+    objective: tuple[str, ...], sessions: Sessions, table: Table, tmp_path: Path, port: int
 ) -> None:
-    """23 users in batches of 4 and 2 times 2, so that the last one is of 3, of which one process has 1 and one 2."""
-    settings = (*PLAIN, f"training.loss={loss}", "training.num_negatives=6")
+    """23 users in batches of 4 and 2 times 2, so that the last one is of 3, of which one process has 1 and one 2.
+
+    On a backend that, like NCCL, cannot reduce sparse tensors.
+    """
+    settings = (*PLAIN, *objective, "training.num_negatives=6")
     one = train_here(table, tmp_path / "one", *settings, "data.batch_size=4")
     overrides = (*table.overrides, f"output_dir={tmp_path / 'two'}", *TINY, *TWO, *settings, "data.batch_size=2")
-    answer = sessions("train", *overrides, environments=torchrun(port))
+    answer = sessions("train", *overrides, environments=torchrun(port), refuses_sparse=True)
     assert answer["codes"] == [0, 0], answer["errors"]
     two = Run(tmp_path / "two", "")
     assert_close(one.last, two.last, 2e-5)
@@ -99,30 +114,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     ):
         assert step == same_step
         assert value == pytest.approx(same, abs=1e-5)
-    assert {path.name for path in two.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in two.folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (two.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     for folder in (one.folder, two.folder):  # of training, of the test after it, and of the closing figures
         assert len(list((folder / "logs").glob("events*"))) == 3
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_helper_processes_train_as_one(precision: str, table: Table, tmp_path: Path) -> None:
-    """The last batch of 23 users in batches of 11 is of one user, whom nobody can share."""
-    settings = (*PLAIN, "data.batch_size=11", f"training.precision={precision}", "training.gradient_clip=0.1")
-    one = train_here(table, tmp_path / "one", *settings, "training.cpu_processes=1")
-    two = train_here(table, tmp_path / "two", *settings, "training.cpu_processes=2")
-    assert_close(one.last, two.last, 2e-5 if precision == "32-true" else 2e-3)
-    for (_, value), (_, same) in zip(points(one.folder)["train_loss"], points(two.folder)["train_loss"], strict=True):
-        assert value == pytest.approx(same, rel=1e-5 if precision == "32-true" else 1e-2)
-    assert not same_weights(one.last, two.last)  # the sums have another order, so they were really shared
-
-
-def test_helpers_beside_several_devices_are_refused(table: Table, tmp_path: Path) -> None:
-    overrides = (*table.overrides, *TINY, f"output_dir={tmp_path}", "training.devices=2", "training.cpu_processes=2")
-    outcome = call(train, *overrides)
-    assert outcome.code == 1
-    assert "training.cpu_processes=2 shares the steps of one device" in outcome.err
-    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("users", [1, 2, 3, 23])
@@ -200,7 +195,7 @@ def test_two_processes_stop_and_go_on_as_if_they_had_not(
     assert timed["codes"] == [0, 0], timed["errors"]
     parts = (*table.overrides, *settings, f"output_dir={tmp_path / 'parts'}", "training.resume=auto")
     answer = sessions("train", *parts, environments=torchrun(port), term_after=0.6 * timed["seconds"])
-    assert answer["codes"] == [1, 1], answer["errors"]
+    assert answer["codes"] == [143, 143], answer["errors"]
     lines = [line for error in answer["errors"] for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1  # one of them says it
     assert "stopped by SIGTERM" in lines[0]
@@ -225,18 +220,80 @@ def test_lightning_starts_the_second_process_itself(table: Table, tmp_path: Path
     assert_close(one.last, tmp_path / "run" / "checkpoints" / "last.ckpt", 2e-5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.0), ("bf16-mixed", 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "loss_within", "figures_within"),
+    [("32-true", 0.0, 0.0), ("64-true", 1e-3, 1e-9), ("bf16-mixed", 0.05, 0.1), ("bf16-true", 0.1, 0.2)],
+)
 def test_lower_precision_has_no_nan_and_figures_nearby(
-    precision: str, tolerance: float, table: Table, tmp_path: Path
+    precision: str, loss_within: float, figures_within: float, table: Table, tmp_path: Path
 ) -> None:
+    """Figures of 23 users: one who is found or missed makes 0.043 of HIT@10."""
     settings = ("training.lr=0.02", "training.num_epochs=6", "data.batch_size=6")
     full = train_here(table, tmp_path / "full", *settings)
     run = train_here(table, tmp_path / "run", *settings, f"training.precision={precision}")
     assert all(torch.isfinite(weight).all() for weight in checkpoint(run.last)["state_dict"].values())
     for (_, loss), (_, other) in zip(points(full.folder)["train_loss"], points(run.folder)["train_loss"], strict=True):
-        assert loss == pytest.approx(other, rel=tolerance)
+        assert loss == pytest.approx(other, rel=loss_within)
+    for stage, rows in figures(full.folder)["figures"].items():
+        other_rows = figures(run.folder)["figures"][stage]
+        assert rows.keys() == other_rows.keys()
+        for name, row in rows.items():
+            exactly = not name.startswith("BERT4Rec")  # a baseline has no precision
+            assert other_rows[name] == pytest.approx(row, abs=0.0 if exactly else figures_within)
 
 
 def test_make_rows_has_what_the_counts_above_rely_on(table: Table) -> None:
     assert len(table.histories) == 25
     assert len(make_rows()) == len(table.rows)
+
+
+def prepare_sample(folder: str, together: Any) -> None:
+    """Make the sample as a process that a launcher started does it; putting it in place takes a while."""
+    from src.data import BERT4RecDataModule, sample
+
+    replace = os.replace
+
+    def slowly(source: Any, target: Any) -> None:
+        time.sleep(0.5)
+        replace(source, target)
+
+    sample.os.replace = slowly  # type: ignore[attr-defined]
+    data = BERT4RecDataModule(folder, "sample.csv", generate_sample=True)
+    together.wait()
+    data.prepare_data()
+
+
+def test_two_processes_that_start_together_make_one_sample(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+    processes = [context.Process(target=prepare_sample, args=(str(tmp_path), together)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    best = json.loads((tmp_path / "sample.csv.best.json").read_text())
+    assert hashlib.sha256((tmp_path / "sample.csv").read_bytes()).hexdigest() == best["sha256"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_line_names_the_device_and_metrics_have_it(trained: Run, table: Table, tmp_path: Path) -> None:
+    lines = [line for line in trained.out.splitlines() if line.startswith("device ")]
+    assert len(lines) == 1
+    content = json.loads((trained.folder / "metrics.json").read_text())
+    assert lines[0] == f"device      {content['device']}, {content['precision']}"
+    assert content["device"].startswith("CPU, ")
+    assert content["precision"] == "32-true"
+    settings = (*table.overrides, f"output_dir={trained.folder}", *TINY, f"inference.output_path={tmp_path}/p.csv")
+    assert lines[0] in call(predict, *settings).out
+    evaluated = (*settings, "inference.evaluate=true", f"inference.output_path={tmp_path}/e.json")
+    assert lines[0] in call(predict, *evaluated).out
+    assert json.loads((tmp_path / "e.json").read_text())["device"] == content["device"]
+
+
+def test_a_sampled_loss_on_several_devices_names_the_strategy_it_needs(table: Table, tmp_path: Path) -> None:
+    settings = (*TINY, f"output_dir={tmp_path}", "training.loss=gbce", "training.devices=2")
+    with mock.patch("pytorch_lightning.Trainer.strategy", mock.Mock(root_device=torch.device("cpu"), world_size=2)):
+        outcome = call(train, *table.overrides, *settings, "training.strategy=ddp")
+    assert outcome.code == 1
+    assert "training.loss=gbce on several devices needs training.strategy=ddp" in outcome.err

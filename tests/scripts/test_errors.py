@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src import cli
 from src.config import Config
 from src.errors import UserError
+from src.predict import predict
+from src.train import train
 from tests.scripts.conftest import (
     TINY,
     Outcome,
@@ -28,7 +29,6 @@ from tests.scripts.conftest import (
     train_here,
     write_table,
 )
-from train_bert4rec import train
 
 Task = Callable[[Config], float | None]
 
@@ -333,4 +333,4 @@ def test_ctrl_c_before_training_is_one_line(table: Table, tmp_path: Path, monkey
 
     monkeypatch.setattr("src.data.bert4rec_data.load_training_data", interrupt)
     outcome = call(train, *table.overrides, f"output_dir={tmp_path}", *TINY)
-    assert (outcome.code, outcome.err) == (1, "error: stopped; nothing that was there is lost\n")
+    assert (outcome.code, outcome.err) == (130, "error: stopped; nothing that was there is lost\n")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from predict_bert4rec import predict
 from src.evaluation.run import hold_out
+from src.predict import predict
 from tests.data import interactions_of, lists_of
 from tests.scripts.conftest import (
     ITEMS,
@@ -98,7 +98,12 @@ def test_users_whose_last_item_is_unknown_are_left_out_and_counted(table: Table,
 
 
 def test_a_model_that_was_trained_on_the_targets_is_found_out(table: Table, tmp_path: Path) -> None:
-    run = train_here(table, tmp_path / "run", "training.num_epochs=1", "data.holdout=0", "data.min_interactions=1")
+    for least in (1, 3):  # with 3, two users are too short to be trained on
+        run = train_here(
+            table, tmp_path / str(least), "training.num_epochs=1", "data.holdout=0", f"data.min_interactions={least}"
+        )
+        _, outcome = evaluate_here(table, run, tmp_path / "e.json")
+        assert "warning: the model was trained on these very items" in outcome.out
     _, outcome = evaluate_here(table, run, tmp_path / "e.json")
     assert "warning: the model was trained on these very items" in outcome.out
     honest = train_here(table, tmp_path / "honest", "training.num_epochs=1")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src.native import compiler
+from src.predict import predict
+from src.train import train
 from tests.native import needs_compiler
 from tests.scripts.conftest import TINY, Run, Table, call, checkpoint, files_below, train_here
-from train_bert4rec import train
 
 NOTE = "note: training goes without compiled code, which takes 1.2 to 2 times as long: there is no C compiler"
 
@@ -34,14 +34,11 @@ def test_without_a_compiler_training_and_prediction_go_without(table: Table, tmp
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize("processes", ["auto", 1])
-def test_native_true_without_a_compiler_is_one_line_and_loses_nothing(
-    processes: str | int, table: Table, tmp_path: Path
-) -> None:
+def test_native_true_without_a_compiler_is_one_line_and_loses_nothing(table: Table, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train_here(table, folder, "native=false")
     before = files_below(folder)
-    settings = (f"output_dir={folder}", *TINY, "native=true", f"training.cpu_processes={processes}")
+    settings = (f"output_dir={folder}", *TINY, "native=true")
     for task in (train, predict):
         outcome = call(task, *table.overrides, *(settings if task is train else (settings[0], "native=true")))
         assert outcome.code == 1

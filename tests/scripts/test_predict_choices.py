@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from predict_bert4rec import predict
+from src.predict import predict
 from tests.scripts.conftest import (
     BRIEF,
     ITEMS,

@@ -2,7 +2,9 @@
 
 import csv
 import re
+import shlex
 import shutil
+import sys
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from predict_bert4rec import predict
 from src.models import BERT4Rec
+from src.predict import predict
 from tests.scripts.conftest import (
     BRIEF,
     ITEMS,
     LONELY,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Row,
@@ -133,12 +136,15 @@ def test_stdout_names_the_checkpoint_the_figures_and_the_file(launched: tuple[Ru
     run, outcome = launched
     assert "my run/checkpoints/last.ckpt, 17 items" in run.out
     assert "115 interactions of 25 users" in run.out
-    assert "trained 6 epochs" in run.out
+    assert "trained" not in run.out  # that is training's own closing
+    [note] = [line for line in run.out.splitlines() if line.startswith("note: this was the last epoch")]
+    assert note.endswith("'inference.checkpoint_path=my run/checkpoints/best.ckpt'")
     lines = run.out.splitlines()
     assert "250 rows for 25 users: my run/predictions.csv" in lines
     assert lines[-4:-3] == ["next"]
     kept = "'data.data_dir=my data' 'data.data_file=my ratings.csv' 'output_dir=my run'"
-    assert f"  new users    python predict_bert4rec.py {kept} inference.history=FILE" in lines
+    called = shlex.join([sys.executable, str(ROOT / "predict_bert4rec.py")])
+    assert f"  new users    {called} {kept} inference.history=FILE" in lines
     assert "Traceback" not in outcome.err
     assert "error" not in outcome.err.lower()
 

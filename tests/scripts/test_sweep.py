@@ -2,18 +2,22 @@
 
 import csv
 import json
+import re
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from predict_bert4rec import predict
 from src import sweep
 from src.config import CONFIGS, Config
 from src.errors import StoppedError
-from tests.scripts.conftest import TINY, Outcome, Table, call, compose, launch
-from train_bert4rec import train
+from src.predict import predict
+from src.train import train
+from tests.scripts.conftest import ROOT, TINY, Outcome, Table, call, compose, launch
 
 FEW = ("training.num_epochs=2", "data.batch_size=16")
 
@@ -50,7 +54,7 @@ def test_every_combination_has_a_run_in_a_folder_of_its_own(grid: tuple[Path, Ou
         (0.02, 5),
     ]
     assert all((folder / "sweep" / str(n) / "checkpoints" / "best.ckpt").is_file() for n in range(4))
-    assert [path.name for path in folder.iterdir()] == ["sweep"]
+    assert {path.name for path in folder.iterdir()} == {".lock", "sweep"}
 
 
 def test_the_closing_names_the_best_run_its_command_and_its_checkpoint(
@@ -173,12 +177,12 @@ def test_a_run_that_is_told_to_stop_ends_the_sweep(table: Table, tmp_path: Path)
     def stops_at_the_second(config: Config) -> float:
         rates.append(config.training.lr)
         if len(rates) == 2:
-            raise StoppedError("training was stopped at epoch 7")
+            raise StoppedError("training was stopped at epoch 7", signal.SIGTERM)
         return 0.5
 
     words = ("-m", *table.overrides, f"output_dir={tmp_path}", "training.lr=0.001,0.01,0.02")
     outcome = call(stops_at_the_second, *words)
-    assert (outcome.code, outcome.err) == (1, "error: training was stopped at epoch 7; the sweep ends with it\n")
+    assert (outcome.code, outcome.err) == (143, "error: training was stopped at epoch 7; the sweep ends with it\n")
     assert rates == [0.001, 0.01]
 
 
@@ -206,3 +210,13 @@ def test_parallel_runs_in_processes_of_their_own(table: Table, tmp_path: Path) -
     assert "4 runs, best first" in outcome.out
     study = sweep.open_study(tmp_path / "run" / "sweep")
     assert [len(trial.intermediate_values) for trial in study.trials] == [2, 2, 2, 2]
+
+
+def test_an_import_leaves_the_search_path_of_modules_alone() -> None:
+    code = "import sys; before = list(sys.path); import src.sweep, src.search; assert sys.path == before, sys.path"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_no_setting_names_a_class_of_a_package_that_has_two_names() -> None:
+    for path in CONFIGS.rglob("*.yaml"):
+        assert not re.search(r"_target_: *\w", path.read_text(encoding="utf-8")), path

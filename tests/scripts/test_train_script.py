@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.cli import quote_path
 from src.models import BERT4Rec
+from src.predict import predict
+from src.train import train
+from src.words import quote_text
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,
+    ROOT,
     TINY,
     Outcome,
     Run,
@@ -28,7 +32,6 @@ from tests.scripts.conftest import (
     train_here,
     write_table,
 )
-from train_bert4rec import train
 
 VALIDATION = {"val_hit@10", "val_ndcg@10", "val_mrr"}
 TEST = {"test_hit@10", "test_ndcg@10", "test_mrr"}
@@ -68,7 +71,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def test_files_are_where_the_specification_has_them(launched: Launched) -> None:
-    assert {path.name for path in launched.folder.iterdir()} == {"checkpoints", "logs", "metrics.json"}
+    assert {path.name for path in launched.folder.iterdir()} == {".lock", "checkpoints", "logs", "metrics.json"}
     assert {path.name for path in (launched.folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
@@ -149,12 +152,12 @@ def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
     assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer"]
     for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
         words = shlex.split(steps[name])
-        assert words[:2] == ["python", f"{script}_bert4rec.py"]
-        given = compose(*map(quote_path, words[2:]))
+        assert words[:2] == [sys.executable, str(ROOT / f"{script}_bert4rec.py")]  # as it was called
+        given = compose(*map(quote_text, words[2:]))
         assert (given.output_dir, given.data.data_dir) == ("my runs/one", "my data")
         assert given.data.data_file == "my ratings.csv"
     assert shlex.split(steps["of the best"])[-1] == "inference.checkpoint_path=my runs/one/checkpoints/best.ckpt"
-    longer = compose(*map(quote_path, shlex.split(steps["longer"])[2:]))
+    longer = compose(*map(quote_text, shlex.split(steps["longer"])[2:]))
     assert (longer.training.resume, longer.training.num_epochs, longer.model.hidden_units) == (True, 4, 8)
 
 
@@ -431,3 +434,34 @@ def test_repeated_targets_are_named_in_a_warning(table: Table, tmp_path: Path) -
     ranked = train_here(repeating, tmp_path / "ranked", TWO_EPOCHS, "evaluation.filter_seen=false")
     assert "warning" not in ranked.out
     assert metrics(ranked.folder)["figures"] != metrics(run.folder)["figures"]
+
+
+def test_the_proposed_evaluation_gives_the_figures_above_it(table: Table, tmp_path: Path) -> None:
+    settings = ("evaluation.filter_seen=false", "evaluation.protocols=[full,popularity-100]", "seed=7", TWO_EPOCHS)
+    run = train_here(table, tmp_path / "run", *settings)
+    [line] = [line for line in run.out.splitlines() if line.startswith("  evaluate")]
+    words = overrides_of(line)
+    assert f"inference.checkpoint_path={run.best}" in words
+    assert call(predict, *words, "training.accelerator=cpu", "evaluation.report=false").code == 0
+    again = json.loads((run.folder / "evaluation.json").read_text())
+    name = "BERT4Rec (best.ckpt)"
+    there = metrics(run.folder)
+    assert again["figures"]["test"][name] == pytest.approx(there["figures"]["test"][name], abs=1e-12)
+    sampled = there["sampled_figures"]["test"]["popularity-100"][name]
+    assert again["sampled_figures"]["test"]["popularity-100"][name] == pytest.approx(sampled, abs=1e-12)
+
+
+def test_longer_is_longer_after_a_run_that_max_steps_ended(table: Table, tmp_path: Path) -> None:
+    """23 users in batches of 6 are 4 steps an epoch: 6 steps are one and a half."""
+    settings = ("data.batch_size=6", "training.num_epochs=5", "training.max_steps=6")
+    run = train_here(table, tmp_path / "run", *settings)
+    assert "trained 1 epochs, 6 steps, in" in run.out
+    [line] = [line for line in run.out.splitlines() if line.startswith("  longer")]
+    outcome = call(train, *overrides_of(line))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert metrics(run.folder)["steps"] == 12
+
+
+def overrides_of(line: str) -> list[str]:
+    """The overrides of a proposed command."""
+    return [word for word in shlex.split(line) if "=" in word]

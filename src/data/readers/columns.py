@@ -9,15 +9,16 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from src.data.readers import times
-from src.data.table import TableOptions
-from src.errors import UserError
+from ...errors import UserError
+from ..table import TableOptions
+from . import times
 
 # Small letters and digits alone, see `simplified`; the first name of a row that is there is taken.
 KNOWN_NAMES = {
     role: names.split()
     for role, names in {
-        "user": "user userid uid reviewerid customerid visitorid sessionid session username memberid accountid clientid",
+        "user": "user userid uid reviewerid customerid visitorid sessionid session username memberid accountid"
+        " clientid",
         "item": "item itemid iid movieid productid parentasin asin articleid bookid trackid businessid videoid newsid"
         " aid songid gameid appid filmid recipeid artistid venueid locationid poiid contentid sku",
         "time": "time timestamp unixtimestamp unixreviewtime ts datetime date eventtime createdat tdat unixtime epoch"
@@ -27,8 +28,10 @@ KNOWN_NAMES = {
         "rating": "rating ratings overall stars score reviewscore",
     }.items()
 }
-LIST_NAMES = "items itemids itemlist itemidlist itemsequence sequence history events".split()
-TIME_LIST_NAMES = "times timestamps timelist timestamplist".split()
+LIST_NAMES = ["items", "itemids", "itemlist", "itemidlist", "itemsequence", "sequence", "history", "events"]
+TIME_LIST_NAMES = ["times", "timestamps", "timelist", "timestamplist"]
+ROLES = ("user", "item", "time")
+LISTS = {"space": re.compile(r"\w*\d\w*( \w*\d\w*)+"), "comma": re.compile(r"\[.*\]")}  # cells of several ids
 NAMES_SHOWN = 12
 
 Cells = Mapping[str, Sequence[str]]  # name of a column -> some of its cells
@@ -122,26 +125,41 @@ def require_no_times(path: Path, others: Cells, places: bool = False) -> None:
 
 def proposal(cells: Cells, missing: Sequence[str], chosen: Mapping[str, str]) -> str:
     """What to set where columns are not known by their names, ready to be pasted."""
-    names = list(cells)
-    looks_like_data = not chosen and any(_is_value(name) for name in names)
-    columns = {str(n): [name, *cells[name]] for n, name in enumerate(names, 1)} if looks_like_data else dict(cells)
-    guessed = guess_roles({name: column for name, column in columns.items() if name not in chosen.values()}, missing)
-    if "time" not in chosen and not guessed.keys() >= set(missing):
+    guessed = guess_roles({name: column for name, column in cells.items() if name not in chosen.values()}, missing)
+    if not guessed.keys() >= set(missing):
+        if "rating" in missing:
+            return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
         return (
             "the header must name user, item and, if there is one, time; say what they are called with"
             f" data.columns.{missing[0]}=NAME, or =1, =2, ... if there is no header line"
         )
-    keys = [*missing, *(["time"] if "time" in guessed and "time" not in chosen and len(missing) > 1 else [])]
-    pasted = " ".join(f"data.columns.{role}={shlex.quote(guessed.get(role, 'NAME'))}" for role in keys)
-    if looks_like_data:
-        return f"if that is a row and no header line, give the places of the columns, such as {pasted}"
-    if "rating" in missing and "rating" not in guessed:
-        return f"say what it is called with {pasted}, or leave data.min_rating out"
-    return f"say what they are called, such as {pasted}; or =1, =2, ... if there is no header line"
+    is_time_open = "time" not in chosen and len(missing) > 1
+    return (
+        f"say what they are called, such as {_pasted(guessed, is_time_open)}; or =1, =2, ... if there is no header line"
+    )
+
+
+def places(rows: Sequence[Sequence[str]]) -> str | None:
+    """Settings for a table without a header line, ready to be pasted; None if the first row may be a header line."""
+    first = rows[0]
+    if len(first) < 2 or not any(_is_value(cell) for cell in first):
+        return None
+    whole = [row for row in rows if len(row) == len(first)]
+    guessed = guess_roles({str(n): column for n, column in enumerate(zip(*whole, strict=True), 1)}, ("user", "item"))
+    return _pasted(guessed, True) if {"user", "item"} <= guessed.keys() else None
+
+
+def _pasted(guessed: Mapping[str, str], is_time_open: bool) -> str:
+    roles = [role for role in guessed if role in ROLES and (role != "time" or is_time_open)]
+    settings = [f"data.columns.{role}={shlex.quote(guessed[role])}" for role in ROLES if role in roles]
+    return " ".join([*settings, *([f"data.list_delimiter={guessed['list']}"] if "list" in guessed else [])])
 
 
 def guess_roles(cells: Cells, missing: Sequence[str]) -> dict[str, str]:
-    """Roles that the cells suggest: a time by its looks, then the first columns that may be ids."""
+    """Roles that the cells suggest: a time by its looks, then the first columns that may be ids.
+
+    The key `list` is there too if the items are lists in a cell: the name of what stands between them.
+    """
     guessed = {}
     time = next((name for name, column in cells.items() if times.look_like_times(column)), None)
     if time is not None:
@@ -154,10 +172,29 @@ def guess_roles(cells: Cells, missing: Sequence[str]) -> dict[str, str]:
     ]
     if len(without_numbers) >= len([role for role in missing if role in ("user", "item")]):
         may_be_ids = without_numbers
+    lists = {name: delimiter for name in may_be_ids if (delimiter := between(cells[name])) is not None}
+    if "item" in missing and lists:
+        guessed["item"], guessed["list"] = next(iter(lists.items()))
+        may_be_ids = [name for name in may_be_ids if name not in lists]
     for role in ("user", "item"):
-        if role in missing and may_be_ids:
+        if role in missing and role not in guessed and may_be_ids:
             guessed[role] = may_be_ids.pop(0)
     return guessed
+
+
+def between(column: Sequence[str]) -> str | None:
+    """Name of the delimiter if every cell looks like a list of ids."""
+    return next(
+        (name for name, form in LISTS.items() if column and all(form.fullmatch(cell.strip()) for cell in column)), None
+    )
+
+
+def note_on_lists(path: Path, column: Sequence[str], options: TableOptions) -> list[str]:
+    """A warning if cells of items are read as one id each, but look like lists."""
+    delimiter = between(column) if options.list_delimiter is None else None
+    if delimiter is None:
+        return []
+    return [f"warning: {path} has {column[0][:60]!r} as one item: data.list_delimiter={delimiter} splits such cells"]
 
 
 def _may_be_ids(column: Sequence[str]) -> bool:

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from src.data.files import Source
-from src.data.readers import lists, rows
-from src.data.readers.encodings import as_utf8
-from src.data.readers.layout import Layout, find_layout, first_lines
-from src.data.table import IDS, TEXT, BadRow, Part, TableOptions, one_line
-from src.errors import UserError
+from ...errors import UserError
+from ..files import Source
+from ..table import IDS, TEXT, BadRow, Part, TableOptions, one_line
+from . import lists, rows
+from .encodings import as_utf8
+from .layout import Layout, find_layout, first_lines
 
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 BLOCK = 2**23  # bytes that Arrow reads at a time

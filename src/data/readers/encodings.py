@@ -4,9 +4,9 @@ import codecs
 
 import pyarrow as pa
 
-from src.data.files import Source
-from src.data.table import TableOptions, one_line
-from src.errors import UserError
+from ...errors import UserError
+from ..files import Source
+from ..table import TableOptions, one_line
 
 AT_A_TIME = 2**23  # bytes
 

@@ -1,9 +1,10 @@
 """JSON lines: one object a line, an interaction, or a history with a list of items or of events.
 
-Arrow reads the wanted fields, with the types that the first lines show. Where it cannot, each line is read by itself, to
-say which are at fault, or because ids are now text and now numbers.
+Arrow reads the fields that are needed, with the types that the first lines show. Where it cannot, each line is read by
+itself, to say which are at fault, or because ids are now text and now numbers.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from src.data.files import Source
-from src.data.readers import columns, lists, parquet, rows
-from src.data.readers.encodings import as_utf8
-from src.data.table import TEXT, BadRow, Part, TableOptions, one_line
-from src.errors import UserError
+from ...errors import UserError
+from ..files import Source
+from ..table import TEXT, BadRow, Part, TableOptions
+from . import columns, lists, parquet, rows
+from .encodings import as_utf8
 
 BLOCK = 2**23  # bytes that Arrow reads at a time
 LARGEST_BLOCK = 2**31 - 1
@@ -85,7 +86,7 @@ def _first_objects(path: Path, content: pa.Buffer) -> list[dict[str, Any]]:
             continue
         if isinstance(value, dict):
             objects.append(value)
-    if not objects:
+    if not objects or start.lstrip().startswith(b"["):
         name = path.name
         way = f"jq -c '.[]' {name}" if start.lstrip().startswith(b"[") else f"jq -c . {name}"
         raise UserError(f"{path} is JSON, but not one object a line: rewrite it with {way} > {path.stem}.jsonl")
@@ -115,7 +116,10 @@ def _type_of(values: list[Any]) -> pa.DataType | None:
         return pa.float64()
     if kinds == {bool}:
         return pa.bool_()
-    return pa.string() if kinds and kinds <= {str, int, float} else None
+    if kinds <= {str, int, float}:
+        return pa.string() if kinds else None
+    known = [value for value in values if value is not None]
+    return _type_of(known[:1]) if len(known) > 1 else None  # the second look names the lines that have another type
 
 
 def _schema_of(wanted: set[lists.Place]) -> pa.Schema:
@@ -196,7 +200,7 @@ class _OddLineError(ValueError):
 def _numbered(content: pa.Buffer) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, numbered from 1."""
     number = 0
-    for line in pa.BufferReader(content):
+    for line in io.BufferedReader(pa.BufferReader(content)):
         if line.strip():
             number += 1
             yield number, line

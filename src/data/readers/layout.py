@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.files import Source
-from src.data.readers import columns
-from src.data.table import TableOptions
-from src.errors import UserError
+from ...errors import UserError
+from ..files import Source
+from ..table import TableOptions
+from . import columns
 
 DELIMITERS = ("\t", "::", ",", ";", "|", " ")
 SNIFFED = 2**16  # bytes that show the delimiter and the header
@@ -61,6 +61,11 @@ def find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> La
             f"{path} has no header line and lines of different lengths, such as {lines[0][:60]!r}: if each is a user"
             " and the items of the history, set data.history_lines=true"
         )
+    if not fitness(delimiter)[0] and options.names_nothing and (pasted := columns.places(fields[delimiter])):
+        raise UserError(
+            f"{path} has no header line, its first line is {lines[0][:60]!r}: give the places of the columns, such as"
+            f" {pasted}"
+        )
     if options.delimiter is not None and len(header) == 1:
         raise UserError(
             f"{path} has no {options.delimiter!r} in its first line, {lines[0][:60]!r}: change data.delimiter"
@@ -68,7 +73,9 @@ def find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> La
     cells = _by_column(header, rows)
     _require_one_each(path, header, options, ids)
     chosen = columns.choose(cells, options, ids, path)
-    return Layout(chosen, delimiter, has_header=True, notes=columns.notes(chosen, header, options))
+    notes = columns.notes(chosen, header, options)
+    notes += columns.note_on_lists(path, cells.get(chosen.get("item", ""), []), options)
+    return Layout(chosen, delimiter, has_header=True, notes=notes)
 
 
 def first_lines(source: Source) -> list[str]:
@@ -148,7 +155,10 @@ def _of_places(
         width = min(len(row) for row in rows)
         others = {str(n): [row[n - 1] for row in rows] for n in range(1, width + 1) if n not in places.values()}
         columns.require_no_times(path, others, places=True)
-    return Layout(names, delimiter, has_header=False, notes=_odd_first_row(rows, places, first))
+    notes = _odd_first_row(rows, places, first)
+    if "item" in places:
+        notes += columns.note_on_lists(path, [row[places["item"] - 1] for row in rows], options)
+    return Layout(names, delimiter, has_header=False, notes=notes)
 
 
 def _require_no_header(path: Path, first: dict[str, str]) -> None:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src.data.table import IDS, BadRow, Part, TableOptions
-from src.errors import UserError
+from ...errors import UserError
+from ..table import IDS, BadRow, Part, TableOptions
 
 
 class Place(NamedTuple):
@@ -105,7 +105,8 @@ def explode(batch: pa.RecordBatch, chosen: Mapping[str, Place], start: int, path
 
 
 def _lengths(column: pa.Array) -> NDArray[np.int64]:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def notes_on_empty(empty: int, path: Path) -> list[str]:

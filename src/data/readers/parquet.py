@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from src.data.files import Source
-from src.data.readers import columns, lists, rows
-from src.data.table import IDS, Part, TableOptions, one_line
-from src.errors import UserError
+from ...errors import UserError
+from ..files import Source
+from ..table import IDS, Part, TableOptions, one_line
+from . import columns, lists, rows
 
 ROWS_AT_A_TIME = 2**20
 ROWS_LOOKED_AT = 100

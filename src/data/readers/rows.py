@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src.data.readers import times as times_
-from src.data.table import DROP_HINT, TEXT, BadRow, Part, TableOptions, Times
-from src.errors import UserError
+from ...errors import UserError
+from ..table import DROP_HINT, TEXT, BadRow, Part, TableOptions, Times
+from . import times as times_
 
 ROWS_SHOWN = 5
 

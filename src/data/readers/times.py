@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src.data.table import TableOptions, Times
+from ..table import TableOptions, Times
 
 # A column of numbers is Unix time in one of these units, by the size of its median; smaller ones are mere order.
 UNITS = ((1e8, 1.0), (1e11, 1e3), (1e14, 1e6), (1e17, 1e9))
@@ -155,6 +155,12 @@ def unit_of(times: Times) -> float:
     return max((unit for least, unit in UNITS if np.median(sample) >= least), default=math.inf)
 
 
+def _units_in(values: NDArray[Any]) -> list[float]:
+    """In which units some are Unix times from 1990 to next year."""
+    latest = time.time() + YEAR
+    return [unit for _, unit in UNITS if ((values >= EARLIEST * unit) & (values <= latest * unit)).any()]
+
+
 def notes(times: Times, path: Path, row_numbers: NDArray[np.int64] | None) -> list[str]:
     """On times that are all the same, before 1970 or far in the future; they still have their place in the order.
 
@@ -172,7 +178,14 @@ def notes(times: Times, path: Path, row_numbers: NDArray[np.int64] | None) -> li
         values, per_second = times, unit_of(times)
     latest = (time.time() + YEAR) * per_second
     if values.min() >= 0 and values.max() <= latest:
-        return []
+        spread = float(values.max()) / max(float(values.min()), 1.0)
+        units = _units_in(values) if per_second != 1.0 and spread > 100 else []
+        if len(units) < 2:
+            return []
+        return [
+            f"warning: {path} has times in {' and in '.join(UNIT_NAMES[unit] for unit in units)}, whose order is wrong:"
+            " write them in one unit"
+        ]
     is_odd = (values < 0) | (values > latest)
     first = int(np.argmax(is_odd))
     row = first + 1 if row_numbers is None else row_numbers[first]

@@ -1,4 +1,4 @@
-"""The sweeper behind `sweep=search`; it stands where Hydra looks for plugins."""
+"""The sweeper behind `sweep=search`."""
 
 import math
 from pathlib import Path
@@ -11,9 +11,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src import sweep
-from src.config import is_whole_number
-from src.errors import UserError
+from . import sweep
+from .config import is_whole_number
+from .errors import UserError
 
 if TYPE_CHECKING:
     import optuna
