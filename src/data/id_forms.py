@@ -73,7 +73,8 @@ def near(unknown: pa.StringArray, known: pa.StringArray) -> str:
     if not len(rows):
         return ""
     pairs = _pairs(unknown, rows, known, places[rows])
-    count = "it is" if len(unknown) == 1 else f"{len(rows):,} of them are"
+    some = f"{len(rows):,} of them {'is' if len(rows) == 1 else 'are'}"
+    count = "it is" if len(unknown) == 1 else some
     return f"; {count} known in another form: {pairs}"
 
 
