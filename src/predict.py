@@ -6,7 +6,7 @@ python predict_bert4rec.py data.data_dir=FOLDER data.data_file=FILE inference.to
 from typing import TYPE_CHECKING
 
 from . import cli
-from .config import Config
+from .settings import Config
 
 if TYPE_CHECKING:
     from pathlib import Path

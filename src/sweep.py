@@ -27,10 +27,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from . import memory
-from .config import Config, parse
 from .errors import StoppedError, UserError
 from .extras import how_to_install
 from .run_folder import RunFolder
+from .settings import Config, parse
 from .words import start, unquoted
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from .. import checkpoint, cli, devices, report
 from ..callbacks import FreedMemory
-from ..config import Config, flat_settings
 from ..data import id_forms
 from ..data.batching import EvaluationSet, OrderedBatches
 from ..data.interactions import Interactions
@@ -22,6 +21,7 @@ from ..data.vocabulary import Vocabulary
 from ..errors import UserError
 from ..inputs import read_table
 from ..run_folder import RunFolder
+from ..settings import Config, flat_settings
 from .contest import Contest, tables_of
 
 

@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 
 from src.batch import EvalBatch, TrainBatch
-from src.config import DataConfig
 from src.data import BERT4RecDataModule, cache, sample
 from src.data.table import TableOptions
 from src.errors import UserError
+from src.settings.schema import DataConfig
 from tests.data import write_histories
 
 # Five items in the vocabulary, a to e as 1 to 5; cat and eve are too short, dan's last item is a repeat.

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from src import sweep
-from src.config import CONFIGS, Config
 from src.errors import StoppedError
 from src.predict import predict
+from src.settings import CONFIGS, Config
 from src.train import train
 from tests.scripts.conftest import ROOT, TINY, Outcome, Table, call, compose, launch
 
