@@ -5,7 +5,9 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,10 +16,12 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from . import structures
 
 # Environment variable. 0: compiled code is not used. 1: it is an error if there is none. Else it is used where there is
 # some. The scripts set it by the key `native`; processes that they start inherit it.
 SWITCH = "BERT4REC_NATIVE"
+FLAGS = "BERT4REC_NATIVE_FLAGS"  # environment variable: more options for the compiler, for looking for faults
 SOURCES = Path(__file__).parent
 TYPES = {torch.float32: "float", torch.float64: "double"}
 COMPILERS = ("cc", "gcc", "clang")
@@ -88,14 +92,15 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | UnavailableError:
     if sys.platform == "win32":
         return UnavailableError("Windows has none of the compilers it is written for")
     content = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]"))]
-    key = hashlib.sha256(repr((content, TYPES[dtype], OPTIONS, _processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((content, TYPES[dtype], _options(), _processor())).encode()).hexdigest()[:16]
     name = f"bert4rec-{TYPES[dtype]}-{key}.so"
     try:
         kept = _folder() / name
-        if not kept.exists():
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile(TYPES[dtype], kept)
-        return _declare(ctypes.CDLL(str(kept)))
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_own(kept.parent):
+            if not (kept.exists() and _is_own(kept)):
+                _compile(TYPES[dtype], kept)
+            return _declare(ctypes.CDLL(str(kept)))
     except OSError:  # a home that cannot be written to, or from which nothing may be run
         pass
     except UnavailableError as error:
@@ -111,8 +116,18 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | UnavailableError:
         return error
 
 
+def _options() -> list[str]:
+    return [*OPTIONS, *shlex.split(os.environ.get(FLAGS, ""))]
+
+
 def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert4rec"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is this user's and nobody else can write there; what others can write is not run."""
+    state = path.stat()
+    return state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _processor() -> str:
@@ -134,7 +149,7 @@ def _compile(real: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for processor in FOR_THIS_PROCESSOR:
-            options = [*OPTIONS, *filter(None, [processor]), f"-DREAL={real}"]
+            options = [*_options(), *filter(None, [processor]), f"-DREAL={real}"]
             command = [compiler, *options, *map(str, sorted(SOURCES.glob("*.c"))), "-o", str(made), "-lm"]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
@@ -148,6 +163,9 @@ def _compile(real: str, target: Path) -> None:
 
 
 def _declare(found: ctypes.CDLL) -> ctypes.CDLL:
+    for name, size in structures.sizes():
+        if getattr(found, name)() != size:
+            raise UnavailableError(f"{name} is {getattr(found, name)()} bytes in C and {size} here")
     for name in SIZES:
         getattr(found, name).restype = ctypes.c_long
     return found

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "elementwise.h"
+#include "memory.h"
 #include "product.h"
 #include "threads.h"
 
@@ -43,28 +44,30 @@ static long tokens_of_tile(long stride)
     return TILE_ENTRIES / stride < LEAST_TOKENS ? LEAST_TOKENS : TILE_ENTRIES / stride;
 }
 
-static Part part_of(const CrossEntropy *c, long first)
+static Part part_of(const CrossEntropy *c, long first, Memory *memory)
 {
     long rows = c->count - first < c->rows ? c->count - first : c->rows, stride = round_up(rows, FILL);
     Part part = {.c = c, .first = first, .rows = rows, .stride = stride, .tile = tokens_of_tile(stride),
                  .wide = round_up(c->width, FILL)};
-    real *memory = c->memory;
-    part.panels = memory, memory += panels_size(c->width, stride);
-    part.scaled = memory, memory += stride * part.wide;
-    part.shift = memory, memory += stride;
-    part.scale = memory, memory += stride;
-    part.totals = memory, memory += c->slots * stride;
-    part.weighted = memory, memory += c->slots * stride * part.wide;
-    part.tile_rows = memory;
+    part.panels = take(memory, panels_size(c->width, stride));
+    part.scaled = take(memory, stride * part.wide);
+    part.shift = take(memory, stride);
+    part.scale = take(memory, stride);
+    part.totals = take(memory, c->slots * stride);
+    part.weighted = take(memory, c->slots * stride * part.wide);
+    part.tile_rows = take(memory, c->threads * part.tile * part.wide);
     return part;
 }
 
+long cross_entropy_size(void) { return sizeof(CrossEntropy); }
+
+/* Of the first part or of the last: the smaller one has the larger tiles. */
 long cross_entropy_memory(const CrossEntropy *c)
 {
-    Part part = part_of(c, 0);
-    long smallest = c->count % c->rows ? round_up(c->count % c->rows, FILL) : part.stride;
-    long tile = tokens_of_tile(smallest < part.stride ? smallest : part.stride);
-    return part.tile_rows - c->memory + c->threads * tile * part.wide;
+    Memory first = {0}, last = {0};
+    part_of(c, 0, &first);
+    part_of(c, (c->count - 1) / c->rows * c->rows, &last);
+    return first.taken > last.taken ? first.taken : last.taken;
 }
 
 /* Rows of W, or of its gradient, with zeros behind the true width: where they are, if there are none to be added. */
@@ -215,7 +218,8 @@ static void run_part(Part *p)
 void cross_entropy(const CrossEntropy *c)
 {
     for (long first = 0; first < c->count; first += c->rows) {
-        Part part = part_of(c, first);
+        Memory memory = {c->memory, cross_entropy_memory(c), 0};
+        Part part = part_of(c, first, &memory);
         run_part(&part);
     }
     for (long i = 0; i < c->count; i++) {

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from . import structures
+
 # Exponentials of so many logits, 64 MiB, are held at a time, but those of not fewer and not more targets than so many:
 # the whole output matrix is read for them, and a tile of them has to fit in a core's own cache.
 HELD_ENTRIES, LEAST_ROWS, MOST_ROWS = 2**24, 32, 256
@@ -40,16 +42,6 @@ def linear_cross_entropy(
     return loss
 
 
-class _Arguments(ctypes.Structure):
-    """`CrossEntropy` of `cross_entropy.c`, field by field."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("count", "tokens", "width", "rows", "threads", "slots")),
-        *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "targets", "held", "memory", "losses")),
-        *((name, ctypes.c_void_p) for name in ("hidden_gradient", "weight_gradient", "bias_gradient")),
-    ]
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients in the forward pass: the loss is a scalar, so that they only have to be scaled later."""
 
@@ -61,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (count, width), tokens, threads = hidden.shape, len(weight), torch.get_num_threads()
         blocks = -(-count // min(MOST_ROWS, max(LEAST_ROWS, HELD_ENTRIES // tokens)))
         rows = -(-count // blocks)
-        arguments = _Arguments(
+        arguments = structures.CrossEntropy(
             count=count,
             tokens=tokens,
             width=width,

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "elementwise.h"
+#include "memory.h"
 #include "product.h"
 #include "threads.h"
 
@@ -92,19 +93,6 @@ static long queries_of(const Encoder *e, long layer, long sequence)
 
 static long keys_of(const Encoder *e, long sequence) { return e->starts[sequence + 1] - e->starts[sequence]; }
 
-/* Memory that is handed out piece by piece; a copy of it hands out the rest again. Without any, it only counts. */
-typedef struct {
-    real *first;
-    long taken;
-} Memory;
-
-static real *take(Memory *memory, long count)
-{
-    real *piece = memory->first ? memory->first + memory->taken : 0;
-    memory->taken += round_up(count, FILL);
-    return piece;
-}
-
 /* Hand out the memory that is kept of one layer after the other, from `*memory` on. */
 static Kept kept_of(const Encoder *e, const Group *group, long layer, Memory *memory)
 {
@@ -136,7 +124,7 @@ static void kept_of_embedding(const Encoder *e, const Group *group, Memory *memo
 static long kept_size(const Encoder *e, long number)
 {
     Group group = group_at(e, number);
-    Memory memory = {0, 0};
+    Memory memory = {0};
     real *unit, *inverse;
     kept_of_embedding(e, &group, &memory, &unit, &inverse);
     for (long layer = 0; layer < e->layers; layer++)
@@ -167,6 +155,19 @@ static Weights weights_of(const Encoder *e, long layer, Memory *memory)
     return weights;
 }
 
+long packed_size(const Encoder *e)
+{
+    Memory memory = {0};
+    for (int i = 0; i < LINEARS; i++) {
+        long in, out;
+        shape_of(e, i, &in, &out);
+        take(&memory, panels_size(in, out));
+        take(&memory, round_up(out, PANEL));
+        take(&memory, panels_size(out, in));
+    }
+    return e->layers * memory.taken;
+}
+
 static real score_factor(const Encoder *e) { return (real)(1.0 / sqrt((double)(e->width / e->heads))); }
 
 /* Linear layer number `piece` of all layers. */
@@ -174,7 +175,7 @@ static void pack(const void *job, long piece, long thread)
 {
     (void)thread;
     const Encoder *e = job;
-    Memory memory = {e->packed, 0};
+    Memory memory = {e->packed, packed_size(e), 0};
     Weights weights;
     for (long layer = 0; layer <= piece / LINEARS; layer++)
         weights = weights_of(e, layer, &memory);
@@ -611,14 +612,20 @@ static void embed_backward(const Encoder *e, const Group *group, const real *uni
 
 /* Groups. */
 
+static Memory scratch_of(const Encoder *e, long thread)
+{
+    return (Memory){e->scratch + thread * e->scratch_size, e->scratch_size, 0};
+}
+
 static void run_group(const void *job, long number, long thread)
 {
     const Encoder *e = job;
-    Memory scratch = {e->scratch + thread * e->scratch_size, 0};
+    Memory scratch = scratch_of(e, thread);
     Group group = group_at(e, number);
     long width = padded(e);
-    Memory packed = {e->packed, 0};
-    Memory memory = {e->saved ? e->saved + e->saved_starts[number] : take(&scratch, kept_size(e, number)), 0};
+    Memory packed = {e->packed, packed_size(e), 0}, memory = {0};
+    memory.size = kept_size(e, number);
+    memory.first = e->saved ? e->saved + e->saved_starts[number] : take(&scratch, memory.size);
     real *unit, *inverse, *out = take(&scratch, group.queries * width);
     kept_of_embedding(e, &group, &memory, &unit, &inverse);
     Kept kept = kept_of(e, &group, 0, &memory), next = kept;
@@ -642,7 +649,8 @@ static void run_group_backward(const Encoder *e, long number, const Sums *sums, 
         for (long j = 0; j < width; j++)
             from[i * width + j] = j < e->width ? e->hidden_gradient[(group.query + i) * e->width + j] : 0;
     for (long layer = e->layers - 1; layer >= 0; layer--) {
-        Memory packed = {e->packed, 0}, memory = {e->saved + e->saved_starts[number], 0};
+        Memory packed = {e->packed, packed_size(e), 0};
+        Memory memory = {e->saved + e->saved_starts[number], kept_size(e, number), 0};
         Weights weights;
         Kept kept;
         kept_of_embedding(e, &group, &memory, &unit, &inverse);
@@ -659,6 +667,8 @@ static void run_group_backward(const Encoder *e, long number, const Sums *sums, 
 }
 
 /* Sizes. */
+
+long encoder_size(void) { return sizeof(Encoder); }
 
 static long largest(const Encoder *e, int of_a_sequence)
 {
@@ -680,19 +690,6 @@ long scratch_size(const Encoder *e)
     for (long number = 0; !e->saved && number < e->groups; number++)
         kept = kept_size(e, number) > kept ? kept_size(e, number) : kept;
     return kept + 10 * tokens * width + attention + feed_forward + 64 * FILL;
-}
-
-long packed_size(const Encoder *e)
-{
-    Memory memory = {0, 0};
-    for (int i = 0; i < LINEARS; i++) {
-        long in, out;
-        shape_of(e, i, &in, &out);
-        take(&memory, panels_size(in, out));
-        take(&memory, round_up(out, PANEL));
-        take(&memory, panels_size(out, in));
-    }
-    return e->layers * memory.taken;
 }
 
 long sums_size(const Encoder *e) { return (e->max_len + 2) * padded(e) + e->layers * sums_of_layer(e); }
@@ -719,7 +716,7 @@ static void run_slot(const void *job, long slot, long thread)
     memset(memory, 0, sums_size(e) * sizeof(real));
     Sums sums = sums_of(e, memory);
     for (long number = slot; number < e->groups; number += e->slots)
-        run_group_backward(e, number, &sums, (Memory){e->scratch + thread * e->scratch_size, 0});
+        run_group_backward(e, number, &sums, scratch_of(e, thread));
 }
 
 /* gradient[i row + j column] = what all slots have at [i, j] of a matrix [rows, columns], whose rows take `stride`. */

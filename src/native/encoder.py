@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from ..batch import PAD
 from ..models.dropout import keep_bytes
 from ..models.network import Network
+from . import structures
 
 # Tokens of sequences that go through all layers together: what they need fits in a core's own cache of a megabyte.
 GROUP_TOKENS = 192
@@ -127,7 +128,7 @@ class _Call:
         self.tensors = tensors
         self.memory: dict[str, Any] = {"group_starts": sequences.groups(), **sequences._asdict()}
         threads, groups = torch.get_num_threads(), len(self.memory["group_starts"]) - 1
-        self.arguments = _Arguments(
+        self.arguments = structures.Encoder(
             **sizes._asdict(), seed=seed, sequences=len(sequences.starts) - 1, groups=groups, threads=threads
         )
         slots = min(groups, SLOTS_PER_THREAD * threads, SUMS_ENTRIES // library.sums_size(self.pointer))
@@ -195,21 +196,6 @@ def _pointers(tensors: Sequence[Tensor]) -> list[int]:
         ordered += [query, query_bias, both, both_bias, value, value_bias]
         ordered += [*others[:2], *others[4:8], *others[2:4], *others[8:]]
     return ordered
-
-
-class _Arguments(ctypes.Structure):
-    """`Encoder` of `encoder.c`, field by field."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in Sizes._fields),
-        ("seed", ctypes.c_uint64),
-        *((name, ctypes.c_long) for name in ("sequences", "groups", "threads", "slots")),
-        *((name, ctypes.c_void_p) for name in (*Sequences._fields, "group_starts", "table", "parameters", "packed")),
-        *((name, ctypes.c_void_p) for name in ("saved", "saved_starts")),
-        ("scratch_size", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("scratch", "hidden", "hidden_gradient", "token_gradient", "sums")),
-        ("gradients", ctypes.c_void_p),
-    ]
 
 
 class _Encode(torch.autograd.Function):

@@ -38,6 +38,8 @@ static long tokens_of_tile(const Ranks *r)
     return tokens < LEAST_TOKENS ? LEAST_TOKENS : tokens;
 }
 
+long ranks_size(void) { return sizeof(Ranks); }
+
 /* Entries of `panels`, and of a thread's `scores`. */
 long ranks_panels_size(const Ranks *r) { return panels_size(r->width, stride_of(r)); }
 long ranks_scores_size(const Ranks *r) { return tokens_of_tile(r) * stride_of(r); }

@@ -8,6 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from . import structures
 from .cross_entropy import FILL
 
 # Pieces of the vocabulary that a thread has: with more than one, a quick thread can take one more.
@@ -56,7 +57,9 @@ def linear_target_ranks(
         .values
     )  # by item
     slots, stride = SLOTS_PER_THREAD * threads if threads > 1 else 1, -(-rows // FILL) * FILL | FILL
-    arguments = _Arguments(rows=rows, tokens=tokens, width=width, excluded=len(pairs), threads=threads, slots=slots)
+    arguments = structures.Ranks(
+        rows=rows, tokens=tokens, width=width, excluded=len(pairs), threads=threads, slots=slots
+    )
     pointer = ctypes.byref(arguments)
     ranks, check = torch.empty_like(targets), hidden.new_empty(slots)
     lent = {
@@ -77,16 +80,3 @@ def linear_target_ranks(
         setattr(arguments, name, None if tensor is None else tensor.data_ptr())
     library.count_ranks(pointer)
     return ranks if bool(check.isfinite().all()) else None
-
-
-class _Arguments(ctypes.Structure):
-    """`Ranks` of `ranks.c`, field by field."""
-
-    _fields_ = [
-        *((name, ctypes.c_long) for name in ("rows", "tokens", "width", "excluded", "threads", "slots")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("hidden", "weight", "bias", "targets", "excluded_rows", "excluded_items")
-        ),
-        *((name, ctypes.c_void_p) for name in ("panels", "thresholds", "scores", "counts", "ranks", "check")),
-    ]
