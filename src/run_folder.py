@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """What `metrics` says, for people, with pictures."""
+        """What `metrics` says, for people, with plots."""
         return self.root / "report.html"
 
     @property

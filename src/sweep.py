@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from . import memory
 from .errors import StoppedError, UserError
 from .extras import how_to_install
+from .files import write_whole
 from .run_folder import RunFolder
 from .settings import Config, parse
 from .words import start, unquoted
@@ -227,7 +228,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def summarize(records: Sequence[Record], folder: Path) -> str:
-    """A table of the runs, best first, and how to go on with the best one; writes sweep.csv and a picture too."""
+    """A table of the runs, best first, and how to go on with the best one; writes sweep.csv and a page of plots too."""
     if not records:
         return "no run of the sweep has ended"
     varied = varied_settings(records)
@@ -248,7 +249,7 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
         lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
         lines += [f"checkpoint  {run.best}"]
     lines += [f"table       {folder / 'sweep.csv'}"]
-    return "\n".join([*lines, f"picture     {draw(records, varied, folder / 'sweep.png')}"])
+    return "\n".join([*lines, f"plots       {draw(records, varied, folder / 'sweep.html')}"])
 
 
 def shown_words(overrides: Sequence[str], without: Sequence[str] = ()) -> str:
@@ -295,41 +296,23 @@ def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
-    """A picture of the search: the figure of each run in turn and the best so far, then against each setting.
+    """A page with the figure of each run in turn and the best so far, then against each setting.
 
     Returns:
         Its path, or why there is none.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
+    from .evaluation import plots
 
     shown = [record for record in records if record.value is not None]
     if not shown:
         return "none: no run has a result"
-    columns = min(3, 1 + len(varied))
-    figure = Figure(figsize=(4.0 * columns, 3.2 * math.ceil((1 + len(varied)) / columns)), layout="constrained")
-    axes = figure.subplots(math.ceil((1 + len(varied)) / columns), columns, sharey=True, squeeze=False).flatten()
-    figures = [record.value for record in shown if record.value is not None]
-    runs = [record.number for record in shown]
-    best = [max(figures[: place + 1]) for place in range(len(figures))]
-    axes[0].plot(runs, best, color="tab:orange", drawstyle="steps-post", label="best so far")
-    for axis, name in zip(axes, ["run", *varied], strict=False):
-        values = [str(r.number) if name == "run" else _settings(r).get(name, "") for r in shown]
-        numbers = _numbers(values)
-        if numbers is not None and min(numbers) > 0 and max(numbers) / min(numbers) > 5 and name != "run":
-            axis.set_xscale("log")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        for state, colour in (("done", "tab:blue"), ("stopped", "tab:gray")):
-            places = [place for place, record in enumerate(shown) if record.state == state]
-            if places:
-                across = [values[place] if numbers is None else numbers[place] for place in places]
-                axis.scatter(across, [figures[place] for place in places], color=colour, label=state)
-        axis.set_xlabel(name)
-    figure.supylabel(_monitor(records))
-    axes[0].legend()
-    for axis in axes[1 + len(varied) :]:
-        axis.set_visible(False)
-    figure.savefig(path, dpi=120)
+    figures, states = [float(r.value or 0.0) for r in shown], [r.state for r in shown]
+    drawn = {"run": plots.points([float(r.number) for r in shown], figures, states, "run", _monitor(records))}
+    plots.best_so_far(figures, drawn["run"])
+    for name in varied:
+        values = [_settings(record).get(name, "") for record in shown]
+        drawn[name] = plots.points(_numbers(values) or values, figures, states, name, _monitor(records))
+    write_whole(path, plots.page(f"{len(shown)} runs", drawn).encode())
     return str(path)
 
 

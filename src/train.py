@@ -350,7 +350,7 @@ def finish(
 
     import torch
 
-    from . import devices, logs, report, sweep
+    from . import devices, logs, provenance, report, sweep
     from .data import sample
     from .evaluation.contest import Contest, tables_of
     from .settings import flat_settings
@@ -389,6 +389,10 @@ def finish(
         content["figures"]["test"]["best reachable"] = {key: reachable[key] for key in wanted if key in reachable}
     content["data"] = data.summary
     content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
+    content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if chosen == folder.best:
+        content["best_step"] = torch.load(chosen, mmap=True, weights_only=True, map_location="cpu")["global_step"]
+    content |= provenance.describe(cli.command("train", keeps_all=True))
     if trainer.is_global_zero:
         content["verdict"] = report.verdict(content, config.evaluation.topk)
         report.write_json(folder.metrics, content)

@@ -107,7 +107,7 @@ def test_it_needs_neither_torch_nor_pandas_and_proposes_what_was_called(
         "try:\n"
         f"    script.cli.run(script.{script})\n"
         "finally:\n"
-        "    print({'torch', 'pytorch_lightning', 'pandas', 'pyarrow', 'matplotlib'} & set(sys.modules))"
+        "    print({'torch', 'pytorch_lightning', 'pandas', 'pyarrow', 'bokeh'} & set(sys.modules))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("RUN_BERT4REC", "HYDRA_FULL_ERROR")}
     environment |= {"PYTHONPATH": str(ROOT)} | dict.fromkeys(called, "./run_bert4rec.sh")

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with pictures inside, which opens from the disk without a network."""
+"""The report of a run: one HTML file with its plots inside, which opens from the disk without a network."""
 
 import os
 from collections.abc import Mapping
@@ -19,6 +19,24 @@ from .protocols import FULL
 EXAMPLES = 8
 SHOWN_OF_HISTORY = 10
 SLICES = {"history_length": "items in the history", "target_popularity": "training interactions of the target"}
+CURVES = {  # title -> how the names of its curves begin
+    "Training loss": "train_loss",
+    "Validation, every item ranked": "val_",
+    "Learning rate": "lr",
+    "Training sequences per second": "sequences_per_second",
+}
+DATA = ("Users by length of history", "Items by popularity")
+SUMMARY = {
+    "rows": "interactions",
+    "has_time": "time column",
+    "short_users": "users left out, too few interactions",
+    "short_users_rows": "their interactions",
+    "train_users": "users in training",
+    "train_items": "items in training",
+    "train_rows": "interactions in training",
+    "evaluated_users": "users evaluated",
+    "repeated_targets": "test items that the user had before",
+}
 BEYOND = {"coverage": "coverage", "gini": "Gini", "popularity": "popularity", "popularity_lift": "popularity lift"}
 
 
@@ -44,15 +62,21 @@ def write(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"figure": lambda value: f"{value:.4f}", "stage": STAGES.get}
+    slices = _slices(content)
+    shown = _data_plots(contest, vocabulary) | _curve_plots(curves, content)
+    shown |= {entry["title"]: entry.pop("plot") for entry in slices}
     text = environment.get_template("report.html.jinja").render(
         content=content,
+        plots=plots.embed(shown),
+        curve_titles=[title for title in shown if title in CURVES],
+        data_titles=[title for title in shown if title in DATA],
+        origin=_origin(content),
+        summary=_summary(content["data"]),
         protocols={FULL: "every item ranked", **PROTOCOLS},
         tiles=_tiles(content),
-        data_plots=_data_plots(contest, vocabulary),
-        curve_plots=_curve_plots(curves),
         tables=_tables(content),
         beyond=BEYOND,
-        slices=_slices(content),
+        slices=slices,
         examples=_examples(contest, vocabulary, titles) if contest else [],
         settings=settings,
     )
@@ -93,34 +117,61 @@ def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _data_plots(contest: Contest | None, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Pictures with their alternative texts."""
-    found = []
-    if contest:
-        lengths = contest.evaluation_set.histories.lengths
-        found.append(
-            (plots.histogram(lengths, "Users by length of history", "items before the target"), "history lengths")
-        )
-    if len(vocabulary):
-        found.append(
-            (plots.histogram(vocabulary.counts, "Items by popularity", "training interactions"), "item popularity")
-        )
+def _origin(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the figures come from: name and text."""
+    names = ("date", "command", "version", "commit", "device", "precision", "torch")
+    found = [(name, str(content[name])) for name in names if content.get(name)]
+    if content.get("parameters"):
+        found.append(("model", f"{content['parameters']:,} parameters"))
     return found
 
 
-def _curve_plots(curves: Mapping[str, plots.Curve]) -> list[tuple[str, str]]:
-    wanted = {
-        "Training loss": [name for name in curves if name == "train_loss"],
-        "Validation, every item ranked": [name for name in curves if name.startswith("val_")],
-        "Learning rate": [name for name in curves if name.startswith("lr")],
-        "Training sequences a second": [name for name in curves if name == "sequences_per_second"],
-    }
+def _summary(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The data in words: name and number."""
+    lines = []
+    for key, value in data.items():
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+        if key == "has_time":
+            text = "yes" if value else "no: the order of the file counts"
+        lines.append((SUMMARY.get(key, key.replace("_", " ")), text))
+    return lines
+
+
+def _data_plots(contest: Contest | None, vocabulary: Vocabulary) -> dict[str, Any]:
+    found = {}
+    by_length, by_popularity = DATA
+    if contest:
+        found[by_length] = plots.histogram(
+            contest.evaluation_set.histories.lengths, by_length, "items before the target"
+        )
+    if len(vocabulary):
+        found[by_popularity] = plots.histogram(vocabulary.counts, by_popularity, "training interactions")
+    return found
+
+
+def _curve_plots(curves: Mapping[str, plots.Curve], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Title -> plot; that of the validation has the baselines and the step of best.ckpt."""
     last = curves["train_loss"][0][-1] if "train_loss" in curves else float("inf")
-    return [
-        (plots.curves({name: _until(curves[name], last) for name in names}, title), title)
-        for title, names in wanted.items()
-        if names
-    ]
+    found = {}
+    for title, prefix in CURVES.items():
+        lines = {name: _until(curve, last) for name, curve in curves.items() if name.startswith(prefix)}
+        lines = {name: curve for name, curve in lines.items() if curve[0]}
+        if not lines:
+            continue
+        is_validation = prefix == "val_"
+        levels = _baselines(content) if is_validation else {}
+        mark = ("best.ckpt", content["best_step"]) if is_validation and content.get("best_step") is not None else None
+        found[title] = plots.curves(lines, title, levels, mark)
+    return found
+
+
+def _baselines(content: Mapping[str, Any]) -> dict[str, float]:
+    """What the baselines reach in validation, by the metric that best.ckpt is chosen by."""
+    monitor = content.get("settings", {}).get("training", {}).get("monitor_metric")
+    rows = content["figures"].get("val", {})
+    label = str(monitor).removeprefix("val_").upper()
+    others = {name: row for name, row in rows.items() if not name.startswith("BERT4Rec") and monitor in row}
+    return {f"{name} {label}": row[monitor] for name, row in others.items()}
 
 
 def _until(curve: plots.Curve, last: float) -> plots.Curve:
@@ -154,7 +205,7 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Groups of the last stage, each way of grouping with a picture."""
+    """Groups of the last stage, each way of grouping with a plot."""
     if not content["figures"]:
         return []
     stage = list(content["figures"])[-1]
@@ -162,8 +213,8 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     for by, groups in content["details"][stage]["slices"].items():
         *_, hit, ndcg, _ = next(iter(groups[0]["figures"].values()))  # of the last K
         title = f"{ndcg.upper()} by {SLICES[by]}"
-        picture = plots.bars(groups, ndcg, title, SLICES[by])
-        found.append({"title": title, "picture": picture, "unit": SLICES[by], "groups": groups, "metrics": [hit, ndcg]})
+        plot = plots.bars(groups, ndcg, title, SLICES[by])
+        found.append({"title": title, "plot": plot, "unit": SLICES[by], "groups": groups, "metrics": [hit, ndcg]})
     return found
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from .. import checkpoint, cli, devices, report
+from .. import checkpoint, cli, devices, provenance, report
 from ..callbacks import FreedMemory
 from ..data import id_forms
 from ..data.batching import EvaluationSet, OrderedBatches
@@ -98,6 +98,8 @@ def evaluate(config: Config) -> None:
     content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
     content |= {"data": {"path": str(path), "rows": rows, "users": users}}
     content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config), **devices.describe(trainer)}
+    content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    content |= provenance.describe(cli.command("predict", keeps_all=True))
     content["verdict"] = report.verdict(content, config.evaluation.topk)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     report.write_json(output_path, content)

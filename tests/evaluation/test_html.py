@@ -1,6 +1,6 @@
 """report.html: whole, self-contained, true to its content, and readable in a real browser where one is found."""
 
-import base64
+import json
 import re
 import shutil
 import subprocess
@@ -68,7 +68,16 @@ def vocabulary(contest: Contest) -> Vocabulary:  # noqa: F811
 def content(contest: Contest) -> dict[str, Any]:  # noqa: F811
     tables = tables_of({"val": contest, "test": contest}, 100)
     tables["figures"]["test"]["best reachable"] = {"hit@5": 0.87654}
-    return {**tables, "seconds": 75.0, "epochs": 12, "data": {"rows": 12345, "has_time": 1}}
+    tables["figures"]["val"]["BERT4Rec (best.ckpt)"] = tables["figures"]["val"].pop("model")
+    origin = {
+        "date": "2026-11-27 21:00",
+        "command": f"python train_bert4rec.py output_dir={'x' * 300}",
+        "version": "9.1",
+    }
+    origin |= {"commit": "1a2b3c4 with changes", "device": "CPU, one", "precision": "32-true", "parameters": 54321}
+    monitor = {"settings": {"training": {"monitor_metric": "val_ndcg@5"}}}
+    data = {"rows": 12345, "has_time": 1, "short_users_rows": 7}
+    return {**tables, **origin, **monitor, "best_step": 2, "seconds": 75.0, "epochs": 12, "data": data}
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +94,62 @@ def report(
     return path
 
 
-def test_nothing_is_fetched_and_nothing_runs(report: Path) -> None:
+def test_nothing_is_fetched(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
     reader = read(report)
-    assert {tag for tag, _ in reader.tags} >= {"html", "main", "table", "img", "section"}
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in reader.tags}
-    sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
-    assert len(sources) == 2 + 2 + 2  # data, curves, slices
-    assert all(source and source.startswith("data:image/svg+xml;base64,") for source in sources)
-    assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
-    assert not re.search(r"url\(|@import", report.read_text(encoding="utf-8"))
+    assert {tag for tag, _ in reader.tags} >= {"html", "main", "table", "figure", "section"}
+    assert not {"link", "iframe", "object", "img"} & {tag for tag, _ in reader.tags}
+    assert not any(attributes.get("src") for _, attributes in reader.tags)
+    named = [attributes["aria-label"] for tag, attributes in reader.tags if tag == "figure"]
+    assert len(named) == 2 + 2 + 2  # curves, slices, data
+    assert set(named) > {"Training loss", "Validation, every item ranked", "Users by length of history"}
+    assert not re.search(r"url\(|@import", text[: text.index("<script")])
     assert [path.name for path in report.parent.iterdir()] == ["report.html"]
-    assert report.stat().st_size < 500_000
+    assert report.stat().st_size < 5 * 2**20
+
+
+def test_the_origin_of_the_figures_and_the_data_are_told_in_words(report: Path) -> None:
+    rows = read(report).rows
+    names = ("date", "version", "commit", "device", "precision", "model")
+    assert [row for row in rows if row[0] in names and len(row) == 2] == [
+        ["date", "2026-11-27 21:00"],
+        ["version", "9.1"],
+        ["commit", "1a2b3c4 with changes"],
+        ["device", "CPU, one"],
+        ["precision", "32-true"],
+        ["model", "54,321 parameters"],
+    ]
+    assert any(row[0] == "command" and row[1].startswith("python train_bert4rec.py") for row in rows)
+    assert ["interactions", "12,345"] in rows
+    assert ["time column", "yes"] in rows
+    assert ["their interactions", "7"] in rows
+
+
+def test_validation_has_the_baselines_and_a_mark_at_the_best_checkpoint(content: dict[str, Any]) -> None:
+    plot = html._curve_plots({"val_ndcg@5": ([1, 3], [0.1, 0.2])}, content)["Validation, every item ranked"]
+    legend = [item.label.value for item in plot.legend[0].items]
+    assert legend == ["val_ndcg@5", "popularity NDCG@5", "item-item NDCG@5", "best.ckpt, step 2"]
+    drawn = {renderer.name: renderer.data_source.data for renderer in plot.renderers if renderer.name in legend}
+    assert drawn["val_ndcg@5"]["value"] == [0.1, 0.2]
+    value = content["figures"]["val"]["item-item"]["val_ndcg@5"]
+    assert drawn["item-item NDCG@5"] == {"step": [1, 3], "value": [value] * 2, "name": ["item-item NDCG@5"] * 2}
+    assert [r.data_source.data["x"] for r in plot.renderers if type(r.glyph).__name__ == "VSpan"] == [[2]]
+    assert len(plot.hover) == 1
+
+
+def test_amounts_that_are_all_as_frequent_give_bars_of_one_height() -> None:
+    edges, heights, counts = plots.bins(np.repeat(np.arange(3, 203), 5))
+    assert set(heights) == {5.0}
+    assert counts.sum() == 1000
+    assert (edges[0], edges[-1]) == (3, 203)
+    edges, heights, counts = plots.bins(np.array([4, 4, 4]))
+    assert (edges.tolist(), heights.tolist(), counts.tolist()) == ([4, 5], [3.0], [3])
+
+
+def test_grid_lines_lie_behind_bars() -> None:
+    plot = plots.histogram(np.array([1, 2, 3]), "t", "u")
+    assert {grid.level for grid in plot.ygrid} == {"underlay"}
+    assert not any(grid.visible for grid in plot.xgrid)
 
 
 def test_tables_have_every_figure_under_its_protocol(report: Path, content: dict[str, Any]) -> None:
@@ -155,13 +209,9 @@ def test_intervals_may_be_left_out(contest: Contest, vocabulary: Vocabulary, tmp
 def test_curves_of_several_k_can_be_told_apart() -> None:
     curve = ([1, 2], [0.1, 0.2])
     drawn = plots.curves({"val_hit@5": curve, "val_hit@10": curve, "val_ndcg@5": curve}, "Validation")
-    lines = re.findall(r'id="line2d_.*?<path .*?style="(fill: none; stroke.*?)"', _svg(drawn), re.DOTALL)
-    of_hits = {line for line in lines if plots.COLOURS["val_hit"] in line}
-    assert len({"dasharray" in line for line in of_hits}) == 2
-
-
-def _svg(uri: str) -> str:
-    return base64.b64decode(uri.partition("base64,")[2]).decode("utf-8")
+    lines = {r.name: (r.glyph.line_color, tuple(r.glyph.line_dash)) for r in drawn.renderers if r.name}
+    assert len(set(lines.values())) == 3
+    assert lines["val_hit@5"][0] == lines["val_hit@10"][0] != lines["val_ndcg@5"][0]
 
 
 def test_no_logs_no_curves(tmp_path: Path) -> None:
@@ -169,22 +219,29 @@ def test_no_logs_no_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_shows_the_pictures_and_the_tables(report: Path, tmp_path: Path) -> None:
-    """As rendered: every picture has a size, nothing went wrong, and the page is not wider than the window."""
+@pytest.mark.parametrize("width", [390, 768, 1366])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_all_of_it_within_its_width(report: Path, width: int, scheme: str, tmp_path: Path) -> None:
+    """As rendered in a frame of this width: all plots are drawn, and nothing is wider."""
     assert CHROMIUM is not None
     probe = (
-        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
-        "pictures: [...document.images].filter(i => i.complete && i.naturalWidth > 100).length,"
-        "rows: document.querySelectorAll('tr').length,"
-        "wide: document.documentElement.scrollWidth > innerWidth,"
-        "text: document.querySelector('#figures').innerText.includes('lead over popularity')}) })</script></body>"
+        "<script>addEventListener('load', () => setTimeout(() => { parent.document.title = JSON.stringify({"
+        "plots: document.querySelectorAll('figure').length,"
+        "drawn: [...document.querySelectorAll('figure > div > *')].filter(d => d.offsetHeight > 200).length,"
+        "overflow: Math.max(0, document.documentElement.scrollWidth - innerWidth),"
+        "dark: getComputedStyle(document.body).backgroundColor != 'rgb(245, 246, 248)'"
+        "}) }, 1500))</script></body>"
     )
-    page = tmp_path / "page.html"
-    page.write_text(report.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=1200,900", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
+    text = probe.join(report.read_text(encoding="utf-8").rsplit("</body>", 1))
+    if scheme == "dark":
+        text = text.replace("@media (prefers-color-scheme: dark)", "@media all")
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    frame = f'<title></title><iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--allow-file-access-from-files", "--window-size=1500,1000", "--virtual-time-budget=6000", "--dump-dom"]
+    command += [(tmp_path / "frame.html").as_uri()]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search("<title>(.*?)</title>", ended.stdout)
     assert title
-    rows = len(read(report).rows)
-    assert title[1] == f'{{"pictures":6,"rows":{rows},"wide":false,"text":true}}'
+    assert json.loads(title[1]) == {"plots": 6, "drawn": 6, "overflow": 0, "dark": scheme == "dark"}
