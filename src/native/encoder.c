@@ -149,7 +149,7 @@ static Weights weights_of(const Encoder *e, long layer, Memory *memory)
         Linear *linear = &weights.linears[i];
         shape_of(e, i, &linear->in, &linear->out);
         linear->forward = take(memory, panels_size(linear->in, linear->out));
-        linear->bias = take(memory, round_up(linear->out, PANEL));
+        linear->bias = take(memory, panels_size(1, linear->out));
         linear->backward = take(memory, panels_size(linear->out, linear->in));
     }
     return weights;
@@ -162,7 +162,7 @@ long packed_size(const Encoder *e)
         long in, out;
         shape_of(e, i, &in, &out);
         take(&memory, panels_size(in, out));
-        take(&memory, round_up(out, PANEL));
+        take(&memory, panels_size(1, out));
         take(&memory, panels_size(out, in));
     }
     return e->layers * memory.taken;

@@ -25,7 +25,7 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))
 enum { VEC = VECTOR_BYTES / sizeof(real), PANEL = 2 * VEC };
 
 /* Rows of matrices that are made here are filled up with zeros to a multiple of so many entries, a multiple of VEC. */
-enum { FILL = 16 };
+enum { FILL = 16, PANELS_FILL = PANEL > FILL ? PANEL : FILL };
 
 static inline long round_up(long count, long step) { return (count + step - 1) / step * step; }
 
@@ -96,14 +96,14 @@ static void multiply(long rows, long columns, long depth, const real *a, long a_
 }
 
 /* How much memory `pack_panels` fills. */
-static inline long panels_size(long depth, long columns) { return depth * round_up(columns, PANEL); }
+static inline long panels_size(long depth, long columns) { return depth * round_up(columns, PANELS_FILL); }
 
 /* Lay out `factor` times a matrix B [depth, columns] for `multiply` (b_row PANEL, b_panel depth PANEL).
 
-   Element (k, j) of B is b[k b_row + j b_column]; the last panel is filled up with zeros. */
+   Element (k, j) of B is b[k b_row + j b_column]; what is left of them is filled up with zeros. */
 static void pack_panels(long depth, long columns, const real *b, long b_row, long b_column, real factor, real *panels)
 {
-    for (long first = 0; first < columns; first += PANEL)
+    for (long first = 0; first < round_up(columns, PANELS_FILL); first += PANEL)
         for (long k = 0; k < depth; k++, panels += PANEL)
             for (long j = 0; j < PANEL; j++)
                 panels[j] = first + j < columns ? factor * b[k * b_row + (first + j) * b_column] : 0;
