@@ -1,6 +1,7 @@
 """Candidates, ranks, metrics and top-K against sorting in plain Python."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from src import ranking
 from src.errors import UserError
 from src.models.network import Architecture, Network
 from src.native import compiler, door
+from src.native.ranks import linear_target_ranks
 
 ITEMS = 7
 
@@ -185,6 +187,30 @@ def test_scores_that_are_not_finite_have_no_ranks(bad: float, token: int, native
 def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(native: str) -> None:
     weight = torch.tensor([[0.0], [3e38], [3e38], [3.1e38], [0.0]])
     assert ranked(native, torch.ones(1, 1), weight, None, torch.tensor([2]), NONE, NONE).tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [2, 20, 40, 512])
+def test_ranks_do_not_depend_on_what_the_memory_held_before(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compiler.library(dtype)
+    if library is None:
+        pytest.skip("there is no C compiler")
+    original = torch.Tensor.new_empty
+
+    def used_before(tensor: torch.Tensor, *sizes: Any, **options: Any) -> torch.Tensor:
+        made = original(tensor, *sizes, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -1)
+
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(rows, 3, dtype=dtype), torch.randn(9, 3, dtype=dtype)
+    targets = torch.randint(1, 8, (rows,))
+    expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), NONE, NONE), targets)
+    monkeypatch.setattr(torch.Tensor, "new_empty", used_before)
+    ranks = linear_target_ranks(library, hidden, weight, None, targets, NONE, NONE)
+    assert ranks is not None
+    assert torch.equal(ranks, expected)
 
 
 @pytest.mark.parametrize("width", [16, 33, 64])

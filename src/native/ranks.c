@@ -109,6 +109,8 @@ static void count_slot(const void *job, long slot, long thread)
 void count_ranks(const Ranks *r)
 {
     pack_panels(r->width, r->rows, r->hidden, 1, r->width, 1, r->panels);
+    long packed = panels_size(r->width, r->rows); /* the rest is multiplied too, whatever stood there before */
+    memset(r->panels + packed, 0, (ranks_panels_size(r) - packed) * sizeof(real));
     real check = 0;
     for (long row = r->rows; row < stride_of(r); row++)
         r->thresholds[row] = 0;

@@ -17,7 +17,12 @@ from tests.scripts.conftest import TINY, Run, Sessions, Table, call, checkpoint,
 from tests.scripts.forked import STAGES
 from tests.scripts.test_resume import FIVE, assert_same
 
-SETTINGS = (*FIVE, "training.checkpoint_every_n_steps=3", "model.dropout_rate=0.2")
+SETTINGS = (
+    *FIVE,
+    "training.checkpoint_every_n_steps=3",
+    "model.dropout_rate=0.2",
+    "training.logger=[tensorboard,csv]",
+)
 
 
 @pytest.fixture(scope="module")

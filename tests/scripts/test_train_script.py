@@ -36,6 +36,7 @@ from tests.scripts.conftest import (
 VALIDATION = {"val_hit@10", "val_ndcg@10", "val_mrr"}
 TEST = {"test_hit@10", "test_ndcg@10", "test_mrr"}
 TWO_EPOCHS = "training.num_epochs=2"
+BOTH_LOGGERS = "training.logger=[tensorboard,csv]"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ class Launched:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     cwd = tmp_path_factory.mktemp("where the user stands")
     write_table(cwd / "my data" / "my ratings.csv", make_rows())
-    overrides = ("data.data_dir=my data", "data.data_file=my ratings.csv", "output_dir=my runs/one", *TINY, TWO_EPOCHS)
+    overrides = (
+        "data.data_dir=my data",
+        "data.data_file=my ratings.csv",
+        "output_dir=my runs/one",
+        *TINY,
+        TWO_EPOCHS,
+        BOTH_LOGGERS,
+    )
     outcome = launch("train_bert4rec.py", *overrides, cwd=cwd)
     assert outcome.code == 0, outcome.err
     return Launched(cwd, cwd / "my runs" / "one", overrides, outcome)
@@ -334,7 +342,7 @@ def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: P
 
 
 def test_logs_have_rates_throughput_settings_and_embeddings(table: Table, tmp_path: Path) -> None:
-    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03")
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03", BOTH_LOGGERS)
     assert [value for _, value in curve(run.folder, "lr-Adam")] == pytest.approx([0.03, 0.03])
     assert all(value > 0 for _, value in curve(run.folder, "sequences_per_second"))
     final = metrics(run.folder)["figures"]["test"]["BERT4Rec (best.ckpt)"]["test_mrr"]
