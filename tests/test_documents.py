@@ -23,12 +23,12 @@ import torch.nn.functional as F
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import help
 from src.batch import TrainBatch
-from src.predict import predict
+from src.command_line import help
+from src.command_line.words import quote_text
+from src.prediction.predict import predict
 from src.settings import known_keys
-from src.train import train
-from src.words import quote_text
+from src.training.train import train
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -14,11 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import checkpoint, cli, resume
+from src.command_line import cli
 from src.data.interactions import read_interactions
 from src.errors import UserError
+from src.runs import checkpoint
 from src.settings import known_keys, parse
-from src.train import train
+from src.training import resume
+from src.training.train import train
 from tests.scripts.conftest import ROOT, TINY, call, make_rows, train_here, write_table
 
 SECONDS = 20  # that no single case may take

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from src import ranking
 from src.errors import UserError
+from src.kernels import compiler, door
+from src.kernels.ranks import linear_target_ranks
 from src.models.network import Architecture, Network
-from src.native import compiler, door
-from src.native.ranks import linear_target_ranks
 
 ITEMS = 7
 

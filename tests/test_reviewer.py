@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from src import ranking
 from src.models import BERT4Rec
 from src.settings import parse
-from src.train import build_data, train
+from src.training.train import build_data, train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MAX_LEN, HIDDEN, HEADS = 7, 12, 3

@@ -25,7 +25,7 @@ from .batching import (
     ShuffledBatches,
     TrainingSet,
 )
-from .prepared import load_training_data
+from .loading import load_training_data
 from .sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
 from .table import TableOptions
 from .vocabulary import Vocabulary

@@ -20,8 +20,8 @@ import pyarrow.csv
 from filelock import FileLock
 from tqdm import tqdm
 
+from ..atomic_files import part_of
 from ..errors import UserError
-from ..files import part_of
 
 TRIES = 3  # a broken download goes on where it stopped
 TIMEOUT = 30.0  # seconds without an answer

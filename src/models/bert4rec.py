@@ -12,9 +12,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from .. import ranking
 from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
-from ..native import door
+from ..kernels import door
 from . import losses
-from .exchange import mean_over_processes
+from .gradient_exchange import mean_over_processes
 from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
 from .optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from src.batch import PAD, TrainBatch
 from src.data import BERT4RecDataModule, batching
+from src.kernels import compiler, cross_entropy, door
 from src.models import BERT4Rec, dropout, losses, network
-from src.native import compiler, cross_entropy, door
 from tests.benchmarks import common
 
 STEPS, LEAST_SECONDS = 24, 2.0  # timed in one turn: so many steps, again and again until so long

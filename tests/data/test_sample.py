@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from src import ranking
-from src.baselines import LastItemSuccessors, Popularity
 from src.data import BERT4RecDataModule, sample
 from src.errors import UserError
-from src.evaluation.observer import Observer, observe
+from src.evaluation.baselines import LastItemSuccessors, Popularity
+from src.evaluation.collector import Observer, observe
 
 USERS = 400  # fewer than in the real one, for speed
 

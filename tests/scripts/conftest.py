@@ -23,9 +23,9 @@ import pytest
 import torch
 from hydra._internal.hydra import Hydra
 
-from src import cli
+from src.command_line import cli
 from src.settings import Config, parse
-from src.train import train
+from src.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.native import compiler
-from src.predict import predict
-from src.train import train
-from tests.native import needs_compiler
+from src.kernels import compiler
+from src.prediction.predict import predict
+from src.training.train import train
+from tests.kernels import needs_compiler
 from tests.scripts.conftest import TINY, Run, Table, call, checkpoint, files_below, train_here
 
 NOTE = "note: training goes without compiled code, which takes 1.2 to 2 times as long: there is no C compiler"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.callbacks import LastCheckpoint
 from src.models import BERT4Rec
-from src.progress import Progress
-from src.train import train
+from src.runs.progress import Progress
+from src.training.callbacks import LastCheckpoint
+from src.training.train import train
 from tests.scripts.conftest import (
     ROOT,
     TINY,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.command_line.words import quote_text
 from src.models import BERT4Rec
-from src.predict import predict
-from src.train import train
-from src.words import quote_text
+from src.prediction.predict import predict
+from src.training.train import train
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,

@@ -17,11 +17,11 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..files import Source
 from ..table import IDS, TEXT, BadRow, Part, TableOptions, one_line
 from . import lists, rows
 from .encodings import as_utf8
 from .layout import Layout, find_layout, first_lines
+from .sources import Source
 
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 BLOCK = 2**23  # bytes that Arrow reads at a time

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from ...errors import UserError
-from ..files import Source
 from ..table import TEXT, BadRow, Part, TableOptions
 from . import columns, lists, parquet, rows
 from .encodings import as_utf8
+from .sources import Source
 
 BLOCK = 2**23  # bytes that Arrow reads at a time
 LARGEST_BLOCK = 2**31 - 1
