@@ -16,7 +16,7 @@ from src import ranking
 from src.data import BERT4RecDataModule, masking
 from src.errors import UserError
 from src.models import BERT4Rec
-from src.models.bert4rec import lr_factor
+from src.models.optimizer import lr_factor
 from tests.models.test_bert4rec import Recorder, loader, make_batch, quiet_trainer, write_table
 from tests.models.test_network import erf_gelu, plain_hidden, plain_norm, tanh_gelu
 

@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint on a table, as a run of its own: `python predict_bert4rec.py inference.evaluate=true`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,12 @@ from ..data.sequences import Indices, Spans, n_core
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
-from ..runs import checkpoint, devices, provenance
+from ..runs import checkpoint, devices
 from ..runs.folder import RunFolder
-from ..settings import Config, flat_settings
-from ..training.callbacks import FreedMemory
-from . import closing_tables
-from .comparison import Contest, tables_of
+from ..runs.freed_memory import FreedMemory
+from ..settings import Config
+from . import closing_tables, results
+from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
@@ -84,37 +83,27 @@ def evaluate(config: Config) -> None:
     if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
         print(f"note: {unused}")
 
-    filter_seen = config.evaluation.filter_seen
-    contest = Contest(
-        EvaluationSet(
-            held_out.tokens, held_out.histories, model.num_items, model.max_len, filter_seen, held_out.targets
-        ),
-        interactions.user_ids.take(pa.array(held_out.users)),
-        vocabulary.counts,
-        config.evaluation.protocols,
-        config.seed,
-        config.evaluation.topk,
+    evaluation_set = EvaluationSet(
+        held_out.tokens,
+        held_out.histories,
+        model.num_items,
+        model.max_len,
+        config.evaluation.filter_seen,
+        held_out.targets,
     )
-    contest.add_baselines(held_out.training)
+    user_ids = interactions.user_ids.take(pa.array(held_out.users))
+    contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
     contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
-    content: dict[str, Any] = tables_of({"test": contest}, config.evaluation.bootstrap)
-    content |= {"data": {"path": str(path), "rows": rows, "users": users}}
-    content |= {"checkpoint": str(checkpoint_path), "settings": asdict(config), **devices.describe(trainer)}
-    content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    content |= provenance.describe(cli.command("predict", keeps_all=True))
-    content["verdict"] = closing_tables.verdict(content, config.evaluation.topk)
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    closing_tables.write_json(output_path, content)
+    content = {"data": {"path": str(path), "rows": rows, "users": users}, "checkpoint": str(checkpoint_path)}
+    content |= results.of(config, {"test": contest}, trainer, model, cli.command("predict", keeps_all=True))
+    report_path = output_path.with_suffix(".html")
+    results.write(config, content, output_path, report_path, contest, vocabulary, titles)
     print("\n" + closing_tables.figures(content))
     if content["verdict"]:
         print(content["verdict"])
     print(f"figures     {output_path}")
     if config.evaluation.report:
-        from . import report_page
-
-        html_path = output_path.with_suffix(".html")
-        report_page.write(html_path, content, {}, contest, vocabulary, titles, flat_settings(config))
-        print(f"report      {html_path}")
+        print(f"report      {report_path}")
 
 
 def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interactions: int, holdout: int) -> HeldOut:

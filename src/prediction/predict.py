@@ -175,8 +175,8 @@ def write_predictions(
 
     from ..data.batching import HistorySet, OrderedBatches
     from ..runs import devices
+    from ..runs.freed_memory import FreedMemory
     from ..runs.progress import Progress
-    from ..training.callbacks import FreedMemory
     from .writer import PredictionWriter
 
     settings = config.inference

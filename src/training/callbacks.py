@@ -19,7 +19,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from ..atomic_files import PART
 from ..errors import StoppedError, UserError
-from ..runs import memory
 from . import resume
 
 # Kind of random draws, apart from those of `src.data.batching`.
@@ -191,27 +190,6 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-
-
-class FreedMemory(pl.Callback):
-    """Gives memory that was freed back to the system from time to time."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_step % memory.STEPS_BETWEEN == 0:
-            memory.give_back()
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def _after_scoring(self, module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any) -> None:
-        if batch_idx % memory.BATCHES_BETWEEN == memory.BATCHES_BETWEEN - 1:
-            memory.give_back()
 
 
 def seed(number: int, device: torch.device) -> None:

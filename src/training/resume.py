@@ -1,14 +1,19 @@
-"""Going on from a checkpoint: whether it fits, what has changed since, and where exactly training goes on."""
+"""Resuming from a checkpoint: whether it fits, what has changed since, and where exactly training continues."""
 
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..runs import memory
 from ..runs.folder import RunFolder
 from ..settings import Config
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from ..data import BERT4RecDataModule
 
 RESTORING = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 # What the weights, the optimiser's state and the split depend on.
@@ -227,3 +232,31 @@ def move_to(content: dict[str, Any], checkpoints: Path) -> None:
 
 def _set_all(tracker: dict[str, int], value: int) -> None:
     tracker.update(dict.fromkeys(tracker, value))
+
+
+def prepare(
+    config: Config, path: Path, content: dict[str, Any], data: "BERT4RecDataModule", trainer: "pl.Trainer"
+) -> bool:
+    """See whether the checkpoint fits the settings and the data, and print what has changed since.
+
+    Returns:
+        Whether the epoch that was interrupted begins anew, since its batches are others now.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    from ..runs import checkpoint
+
+    say = rank_zero_only(print)
+    checkpoint.build(content, path)
+    require_state(content, path)
+    changed = changes(content, config, path)
+    data.load_state_dict(content["BERT4RecDataModule"])
+    epoch, batches = position(content)
+    rewinds = batches > 0 and not has_same_batches(content, config, trainer.world_size)
+    data.start = (epoch, 0 if rewinds else batches)
+    say(f"resuming    {path}: epoch {epoch}, step {content['global_step']:,}")
+    if changed:
+        say(f"changed     {', '.join(changed)}")
+    if rewinds:
+        say(f"            the batches are others now: epoch {epoch} begins anew, {batches:,} of its steps come twice")
+    return rewinds

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from src.kernels import compiler, door
-from src.training.callbacks import FreedMemory
+from src.runs.freed_memory import FreedMemory
 from tests.benchmarks import common
 from tests.benchmarks.training import build
 

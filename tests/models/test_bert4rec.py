@@ -22,7 +22,7 @@ from src.data import BERT4RecDataModule
 from src.errors import UserError
 from src.kernels import door
 from src.models import BERT4Rec
-from src.models.bert4rec import lr_factor
+from src.models.optimizer import lr_factor
 
 ITEMS, WIDTH, HEADS, LAYERS, MAX_LEN = 13, 8, 2, 2, 7
 MASK = ITEMS + 1

@@ -10,8 +10,8 @@ from src import ranking
 from src.batch import EvalBatch, Negatives, PredictBatch
 from src.kernels import door
 from src.models import BERT4Rec
-from src.models.bert4rec import Ranks
 from src.models.network import last_places
+from src.models.rank_metric import Ranks
 from tests.models.elsewhere import Device, There
 from tests.models.test_bert4rec import BATCH, ITEMS, make_model
 

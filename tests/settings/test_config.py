@@ -23,7 +23,8 @@ from src.runs.folder import RunFolder
 from src.settings import Config, known_keys, parse
 from src.settings.keys import unknown_key_message, value_text
 from src.settings.schema import validation_metrics
-from src.training import train as train_bert4rec
+from src.training import build
+from src.training.train import train
 from tests.models.test_bert4rec import write_table
 
 PRESETS = cli.CONFIGS / "experiment"
@@ -605,7 +606,7 @@ SAMPLED = {"training.loss": "gbce", "training.num_negatives": 31}
 
 
 def test_every_argument_of_the_model_comes_from_its_setting() -> None:
-    hparams = dict(train_bert4rec.build_model(changed(OTHER), num_items=13).hparams)
+    hparams = dict(build.build_model(changed(OTHER), num_items=13).hparams)
     names = {key.rpartition(".")[2]: value for key, value in OTHER.items() if not key.startswith("data.")}
     arguments = set(inspect.signature(BERT4Rec).parameters)
     assert hparams == {"num_items": 13, "loss": "softmax"} | {
@@ -613,12 +614,12 @@ def test_every_argument_of_the_model_comes_from_its_setting() -> None:
     }
     defaults = dict(BERT4Rec(13).hparams) | {"topk": [10]}
     assert sorted(name for name in hparams if hparams[name] == defaults[name]) == ["loss", "num_items"]
-    assert train_bert4rec.build_model(changed(SAMPLED), num_items=13).hparams["loss"] == "gbce"
+    assert build.build_model(changed(SAMPLED), num_items=13).hparams["loss"] == "gbce"
 
 
 def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path) -> None:
     folder = {"data.data_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
-    data = train_bert4rec.build_data(changed(OTHER | TABLE | folder))
+    data = build.build_data(changed(OTHER | TABLE | folder))
     names = {key.rpartition(".")[2]: value for key, value in OTHER.items() if not key.startswith("evaluation.")}
     names |= {"filter_seen": False, "eval_batch_size": 77}
     arguments = set(inspect.signature(BERT4RecDataModule).parameters) - {"data_dir", "data_file", "num_negatives"}
@@ -630,9 +631,9 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
     assert data.path == tmp_path / "other.csv"
     assert data.num_negatives == 0  # softmax needs none
-    assert train_bert4rec.build_data(changed(SAMPLED)).num_negatives == 31
-    assert train_bert4rec.build_data(changed({"data.cache": False})).cache_dir is None
-    downloads = train_bert4rec.build_data(changed(DOWNLOAD | folder))
+    assert build.build_data(changed(SAMPLED)).num_negatives == 31
+    assert build.build_data(changed({"data.cache": False})).cache_dir is None
+    downloads = build.build_data(changed(DOWNLOAD | folder))
     assert (downloads.download, downloads.download_url) == ("ml-20m", "http://127.0.0.1/x.zip")
     assert downloads.path == changed(DOWNLOAD | folder).data.path == tmp_path / "ml-20m.csv"
     defaults = BERT4RecDataModule()
@@ -653,7 +654,7 @@ def test_trainer_comes_from_the_settings(tmp_path: Path) -> None:
         "training.monitor_metric": "val_mrr",
         "training.val_check_interval": 3.0,
     }
-    trainer = train_bert4rec.build_trainer(changed(settings), RunFolder(tmp_path))
+    trainer = build.build_trainer(changed(settings), RunFolder(tmp_path))
     assert (trainer.max_epochs, trainer.max_steps, trainer.gradient_clip_val) == (6, 17, 2.5)
     assert (trainer.precision, trainer.num_devices) == ("bf16-true", 1)
     assert trainer.early_stopping_callback is not None
@@ -695,7 +696,7 @@ def test_whole_intervals_count_epochs_and_fractions_parts_of_one(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[validations],
-        **train_bert4rec.validation_schedule(changed({"training.val_check_interval": interval}).training),
+        **build.validation_schedule(changed({"training.val_check_interval": interval}).training),
     )
     trainer.fit(BERT4Rec(data.num_items, 4, 2, 1, 6), data)
     assert validations.epochs == expected
@@ -725,7 +726,7 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
     if config is None:
         assert "training.val_check_interval" in refused
     else:
-        train_bert4rec.train(config)
+        train(config)
         assert RunFolder(tmp_path / "run").metrics.is_file()
 
 
