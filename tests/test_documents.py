@@ -154,7 +154,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lines = [separator.join([user, item, "5", str(time)]) for user, item, time in rows if '"' not in item]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))  # compiled code
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))  # kernels
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.chdir(folder)
     for output_dir in ("saved/bert4rec", "saved/ml-1m", "saved/ml-100k"):

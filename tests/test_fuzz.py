@@ -143,7 +143,7 @@ def fuzz_contents(written: Path, tmp_path: Path, cases: int) -> int:
 
 
 def fuzz_resumes(written: Path, tmp_path: Path, cases: int) -> int:
-    """Training that goes on from a checkpoint whose state of training is not what it was."""
+    """Training resumed from a checkpoint whose state of training is not what it was."""
     generator, path = random.Random(5), tmp_path / "state.ckpt"
     whole = torch.load(written, weights_only=True)
     heavy = {key: whole.pop(key) for key in ("state_dict", "hyper_parameters", "BERT4RecDataModule")}

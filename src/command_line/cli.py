@@ -131,7 +131,7 @@ def check_completion(words: list[str]) -> None:
 
 
 def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str, ...] = ()) -> str:
-    """A command line to go on with, such as `python predict_bert4rec.py data.data_file=my.csv inference.topk=20`.
+    """A command line to run next, such as `python predict_bert4rec.py data.data_file=my.csv inference.topk=20`.
 
     Args:
         name: "train" or "predict".
@@ -220,7 +220,7 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",  # a small data set
         ".*Total length of .* across ranks is zero.*",  # data.holdout=0 has nothing to validate on
         "Couldn't infer the batch indices fetched",  # each batch names its own users
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on where it was
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler resumes where it was
         "Be aware that when using `ckpt_path`, callbacks",  # early stopping switched on or off
         "It is recommended to use `self.log.*sync_dist=True",  # every process has the figures of all
         "The dirpath has changed from",  # resumed from another run's checkpoint

@@ -219,7 +219,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return {"vocabulary": self.vocabulary.state_dict(), "table": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other data.
+        """Refuse to resume with other data.
 
         Raises:
             UserError: if the items or the interactions are not those of the checkpoint.

@@ -18,7 +18,7 @@ import torch
 from ..errors import UserError
 from . import structures
 
-# Environment variable. 0: compiled code is not used. 1: it is an error if there is none. Else it is used where there is
+# Environment variable. 0: kernels are not used. 1: it is an error if there is none. Else it is used where there is
 # some. The scripts set it by the key `native`; processes that they start inherit it.
 SWITCH = "BERT4REC_NATIVE"
 FLAGS = "BERT4REC_NATIVE_FLAGS"  # environment variable: more options for the compiler, for looking for faults
@@ -51,11 +51,11 @@ SIZES = (
 
 
 class UnavailableError(Exception):
-    """There is no compiled code here, and why, in one line."""
+    """There are no kernels here, and why, in one line."""
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled code for float32 or float64, made now if this processor has never had these sources.
+    """The kernels for float32 or float64, compiled now if this processor has never had these sources.
 
     Returns:
         None for other types, where it is switched off, and where it cannot be had.
@@ -76,13 +76,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return None
 
 
-def switch(wanted: bool | str) -> None:
+def switch(choice: bool | str) -> None:
     """Use it, use none, or "auto": where it can be had. So do processes that are started from now on."""
-    os.environ[SWITCH] = str(int(wanted)) if isinstance(wanted, bool) else wanted
+    os.environ[SWITCH] = str(int(choice)) if isinstance(choice, bool) else choice
 
 
 def missing() -> str | None:
-    """Why there is no compiled code here, in a few words, if it was wanted."""
+    """Why there are no kernels here, in a few words, if they are not switched off."""
     found = None if os.environ.get(SWITCH) == "0" else _load(torch.float32)
     return str(found) if isinstance(found, UnavailableError) else None
 

@@ -79,7 +79,7 @@ def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:
 
 
 def read_histories(config: Config) -> "Interactions":
-    """The table to predict from, of the users wanted."""
+    """The table to predict from, of the users asked for."""
     from pathlib import Path
 
     from ..data import id_forms

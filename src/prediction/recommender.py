@@ -1,4 +1,4 @@
-"""Recommendations from Python, in the person's own ids.
+"""Recommendations from Python, in the table's own ids.
 
 Reads a checkpoint without Lightning, so that a service starts quickly.
 """
@@ -66,7 +66,7 @@ class Recommender:
         candidates: Iterable[Id] | None = None,
         exclude: Iterable[Id] = (),
     ) -> list[list[str]]:
-        """What each history is likely to go on with.
+        """The most likely next items of each history.
 
         Args:
             histories: one list of item ids a user, oldest first. Ids that the model does not know are passed over; a

@@ -1,4 +1,4 @@
-"""The top-K table, written while prediction goes on and put under its final name when it is whole."""
+"""The top-K table, written during prediction and put under its final name when it is whole."""
 
 import os
 import shutil

@@ -82,7 +82,7 @@ class RunFolder:
 
         The system's own lock on a file, which ends with the process, `kill -9` included. All processes of one run are
         in the folder together, by the lock of the first. Reading, as prediction does, needs no lock. On a file system
-        without locks the run says so and goes on.
+        without locks the run says so and continues.
 
         Raises:
             UserError: if another run is in the folder, or nothing can be written to it.
@@ -170,7 +170,7 @@ class RunFolder:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
 
         Args:
-            results_only: leave the checkpoints and logs for a run that goes on with them; figures and predictions are
+            results_only: leave the checkpoints and logs for a run that resumes with them; figures and predictions are
                 those of the model before.
 
         Returns:

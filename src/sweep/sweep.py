@@ -115,7 +115,7 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         state = "stopped" if was_stopped_early(folder) else "done"
     except StoppedError as error:
         print(f"error: {error}; the sweep ends with it", file=sys.stderr)
-        sys.exit(128 + error.signal)  # a launcher would go on to the next run after any other exception
+        sys.exit(128 + error.signal)  # a launcher would begin the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
         print(f"error: {note}", file=sys.stderr, flush=True)
@@ -228,7 +228,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def summarize(records: Sequence[Record], folder: Path) -> str:
-    """A table of the runs, best first, and how to go on with the best one; writes sweep.csv and a page of plots too."""
+    """A table of the runs, best first, and the command of the best one; writes sweep.csv and a page of plots too."""
     if not records:
         return "no run of the sweep has ended"
     varied = varied_settings(records)

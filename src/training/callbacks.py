@@ -1,4 +1,4 @@
-"""What goes on beside the steps of training: checkpoints, orders to stop, and memory."""
+"""Beside the steps of training: checkpoints, orders to stop, seeds."""
 
 import functools
 import math
@@ -28,11 +28,11 @@ STEPS_BETWEEN_CHECKS = 50
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, from which a run that ended in any way goes on to the very same result.
+    """Keeps `last.ckpt`, from which a run that ended in any way resumes to the very same result.
 
     A checkpoint is written at the end of each epoch, every `every_n_steps` steps, and when SIGTERM or Ctrl-C asks to
     stop. Every step seeds torch's generator from the seed, the epoch, the step and the process, so that nothing random
-    depends on what came before. A loss that is no number ends the run before it could spoil the checkpoint.
+    depends on what came before. A loss that is NaN or infinite ends the run before it could spoil the checkpoint.
 
     Args:
         path: of the checkpoint.
@@ -73,7 +73,7 @@ class LastCheckpoint(Checkpoint):
         if stopping is not None and self.rewinds:  # had it stopped already, and would it still?
             waited = checkpoint["callbacks"].get(stopping.state_key, {}).get("wait_count", 0)
             trainer.should_stop = waited >= stopping.patience
-        if trainer.ckpt_path:  # where it is now: Lightning takes up the best of before only if it is this run's folder
+        if trainer.ckpt_path:  # where it is now: Lightning keeps the best of before only if it is this run's folder
             resume.move_to(checkpoint, Path(trainer.ckpt_path).resolve().parent)
 
     def on_save_checkpoint(
@@ -160,7 +160,7 @@ class LastCheckpoint(Checkpoint):
             _end(
                 trainer,
                 f"training diverged at step {trainer.global_step}, epoch {trainer.current_epoch}: the loss or a weight"
-                f" is no longer a number; {kept}; lower training.lr or set training.gradient_clip=1.0, and go on with"
+                f" is NaN or infinite; {kept}; lower training.lr or set training.gradient_clip=1.0, and resume with"
                 " training.resume=true or start anew",
             )
 

@@ -26,8 +26,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
             write_whole(Path(path), buffer.getbuffer())
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror or error}): the one that was there before is unharmed; mend"
-                " that, then go on from it with training.resume=true"
+                f"{path} cannot be written ({error.strerror or error}): the earlier one is unharmed; fix"
+                " that, then resume with training.resume=true"
             ) from error
 
     def load_checkpoint(

@@ -29,7 +29,7 @@ def loggers(names: Sequence[str], folder: RunFolder, steps: int = 0) -> list[Log
 
     Args:
         names: any of tensorboard, csv, mlflow and wandb; none logs nothing.
-        steps: where a resumed run goes on; points that a killed session drew after it are drawn again.
+        steps: where a resumed run begins; points that a killed session drew after it are drawn again.
 
     Raises:
         UserError: if a logger's package is not installed.
@@ -68,7 +68,7 @@ def log_settings(trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
             logger.log_hyperparams(dict(settings))
         except Exception as error:  # services fail in ways of their own, before anything is trained
             raise UserError(
-                f"{type(logger).__name__} cannot start: {error}; mend that or leave it out of training.logger"
+                f"{type(logger).__name__} cannot start: {error}; fix that, or leave it out of training.logger"
             ) from error
 
 

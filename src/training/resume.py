@@ -92,7 +92,7 @@ def require_state(content: dict[str, Any], path: Path) -> None:
             raise TypeError(f"epoch_loss {loss}")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} has no state of training to go on from ({type(error).__name__}: {str(error)[:200]}): start anew"
+            f"{path} has no state of training to resume from ({type(error).__name__}: {str(error)[:200]}): start anew"
             " with training.resume=false"
         ) from error
 
@@ -180,7 +180,7 @@ def is_finished(content: dict[str, Any], config: Config) -> bool:
 
 
 def has_same_batches(content: dict[str, Any], config: Config, world_size: int) -> bool:
-    """Whether the batches of an epoch are those of the checkpoint's run, so that one can go on in the middle."""
+    """Whether the batches of an epoch are those of the checkpoint's run, so that a run can resume in the middle."""
     here, there = recorded(config), _settings(content)
     same_size = here["data.batch_size"] * world_size == there.get("data.batch_size", 0) * _world_size(content)
     return same_size and all(here[key] == there.get(key) for key in PLAN if key != "data.batch_size")
@@ -193,7 +193,7 @@ def _world_size(content: dict[str, Any]) -> int:
 def rewind_to_epoch_start(content: dict[str, Any]) -> None:
     """Put Lightning's counters where the epoch begins that the checkpoint was written in, or that comes next.
 
-    Lightning's own way to go on between two epochs depends on other settings, counts a step too many or, with
+    Lightning's own way to resume between two epochs depends on other settings, counts a step too many or, with
     `max_steps`, skips an epoch. All counters equal is the state of a trainer before an epoch.
     """
     loop = content["loops"]["fit_loop"]
@@ -208,7 +208,7 @@ def rewind_to_epoch_start(content: dict[str, Any]) -> None:
 
 
 def mark_validation_as_due(content: dict[str, Any]) -> None:
-    """Make Lightning, when it goes on from here, begin with the validation that was not finished."""
+    """Make Lightning, when it resumes from here, begin with the validation that was not finished."""
     validation = content["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     _set_all(validation["current"], 0)
     done = validation["total"]["completed"]
@@ -218,7 +218,7 @@ def mark_validation_as_due(content: dict[str, Any]) -> None:
 def move_to(content: dict[str, Any], checkpoints: Path) -> None:
     """Tell Lightning that the checkpoints stand in this folder now, wherever they were written.
 
-    Of a run that goes on in its own folder it would else forget which one is the best; of one that goes on from
+    Of a run that resumes in its own folder it would else forget which one is the best; of one that resumes from
     `previous/`, it would take a file that is no longer there for the best, and write none that is no better.
     """
     for state in content["callbacks"].values():
@@ -240,7 +240,7 @@ def prepare(
     """See whether the checkpoint fits the settings and the data, and print what has changed since.
 
     Returns:
-        Whether the epoch that was interrupted begins anew, since its batches are others now.
+        Whether the epoch that was interrupted restarts, since its batches differ now.
     """
     from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -258,5 +258,5 @@ def prepare(
     if changed:
         say(f"changed     {', '.join(changed)}")
     if rewinds:
-        say(f"            the batches are others now: epoch {epoch} begins anew, {batches:,} of its steps come twice")
+        say(f"            batch settings changed: epoch {epoch} restarts, its first {batches:,} steps are repeated")
     return rewinds

@@ -1,4 +1,4 @@
-"""Tests of the compiled code; they need a C compiler, and say so where there is none."""
+"""Tests of the compiled kernels; they need a C compiler, and say so where there is none."""
 
 import ctypes
 import shutil

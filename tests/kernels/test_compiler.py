@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where compiled code is kept, empty, with nothing loaded yet; it is compiled in a hurry."""
+    """Where compiled kernels are kept, empty, with nothing loaded yet; it is compiled in a hurry."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiler, "OPTIONS", tuple("-O0" if word == "-O3" else word for word in compiler.OPTIONS))
     compiler._load.cache_clear()

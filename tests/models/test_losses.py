@@ -1,6 +1,6 @@
 """The losses and the optimiser of sparse gradients against plain formulas, gradients included.
 
-By torch here; compiled code has tests of its own.
+With plain PyTorch here; kernels have tests of their own.
 """
 
 import math

@@ -325,7 +325,7 @@ def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, 
     run = train_here(table, tmp_path / "run", TWO_EPOCHS, "evaluation.report=true", titles)
     text = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"report      {run.folder / 'report.html'}" in run.out
-    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences a second"):
+    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences per second"):
         assert f'alt="{alt}"' in text
     assert "Twelve &amp; more" in text
     assert "training.num_epochs" in text
