@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from .. import ranking
+from .. import metrics
 from ..data.batching import EvaluationSet
 from ..data.sequences import Indices, Spans
 from . import protocols
@@ -79,7 +79,7 @@ class Contest:
         """
         full_prefix = prefix if protocol == protocols.FULL else f"{prefix}{protocol}_"
         return {
-            name: ranking.metrics(torch.from_numpy(outcome.ranks[protocol]), self.topk, full_prefix)
+            name: metrics.means(torch.from_numpy(outcome.ranks[protocol]), self.topk, full_prefix)
             for name, outcome in self.outcomes.items()
         }
 
@@ -113,7 +113,7 @@ class Contest:
             (protocol, name, metric): values
             for protocol in (protocols.FULL, *self.negatives)
             for name, outcome in self.outcomes.items()
-            for metric, values in ranking.metrics_by_user(torch.from_numpy(outcome.ranks[protocol]), self.topk).items()
+            for metric, values in metrics.by_user(torch.from_numpy(outcome.ranks[protocol]), self.topk).items()
         }
         samples = resampled_means(np.stack(list(columns.values()), axis=1), resamples, self.seed)
         means = dict(zip(columns, samples.T, strict=True))
@@ -133,7 +133,7 @@ class Contest:
                 "label": label,
                 "users": len(users),
                 "figures": {
-                    name: ranking.metrics(torch.from_numpy(outcome.ranks[protocols.FULL][users]), self.topk, "")
+                    name: metrics.means(torch.from_numpy(outcome.ranks[protocols.FULL][users]), self.topk, "")
                     for name, outcome in self.outcomes.items()
                 },
             }

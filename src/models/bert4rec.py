@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .. import ranking
+from .. import metrics, ranking
 from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch
 from ..kernels import door
 from . import losses
+from .gathered_ranks import Ranks
 from .gradient_exchange import mean_over_processes
 from .histories import batch_of
 from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
 from .optimizer import RowwiseAdam, can_fuse, clip_norm, leave_scaling_to_scaler, lr_factor
-from .rank_metric import Ranks
 
 
 class BERT4Rec(pl.LightningModule):
@@ -251,7 +251,7 @@ class BERT4Rec(pl.LightningModule):
 
     def _log_metrics(self, prefix: str) -> None:
         self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
-        figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
+        figures = metrics.means(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
         if self.observer is not None:
             self.observer.compute()  # while the processes are together; it keeps the result
