@@ -80,7 +80,7 @@ types_and_tests() {
     $python -m mypy >"$said" 2>&1 &
     types=$!
     trap "kill $types 2>/dev/null || true; rm -f '$said'" EXIT
-    $python -m pytest -n 2 --dist loadgroup "$@" || code=$?
+    $python -m pytest -n 2 --dist worksteal "$@" || code=$?
     wait $types || code=$((code ? code : $?))
     cat "$said"
     exit "$code"
