@@ -140,7 +140,7 @@ def closing(folder: RunFolder) -> str:
 
 def next_steps(steps: dict[str, str]) -> str:
     """What may be run next: a name and a command a line, folded between words where the terminal is narrower."""
-    width = shutil.get_terminal_size(fallback=(sys.maxsize, 0)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     return "\n".join(["", "next", *(f"  {name:<13}{_folded(command, width - 15)}" for name, command in steps.items())])
 
 

@@ -67,7 +67,7 @@ def test_it_is_called_as_the_user_did(tmp_path: Path) -> None:
 def test_it_needs_neither_torch_nor_lightning_nor_pandas() -> None:
     code = (
         "import sys; sys.argv = ['train_bert4rec.py', '-h'];"
-        "from src import train as train_bert4rec; train_bert4rec.cli.run(train_bert4rec.train);"
+        "from src.training import train as train_bert4rec; train_bert4rec.cli.run(train_bert4rec.train);"
         "print({'torch', 'pytorch_lightning', 'pandas', 'pyarrow'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

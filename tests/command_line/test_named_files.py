@@ -103,7 +103,7 @@ def test_it_needs_neither_torch_nor_pandas_and_proposes_what_was_called(
 ) -> None:
     code = (
         f"import sys; sys.argv = ['{script}_bert4rec.py', 'data.data_dir=nowhere'];"
-        f"from src import {script} as script\n"
+        f"from src.{'training' if script == 'train' else 'prediction'} import {script} as script\n"
         "try:\n"
         f"    script.cli.run(script.{script})\n"
         "finally:\n"

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def test_there_is_no_verdict_without_figures_or_intervals() -> None:
 def test_commands_are_folded_between_words_and_stay_one_command(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     command = "python predict_bert4rec.py 'output_dir=my runs/of today' inference.topk=20 inference.with_scores=true"
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _, head, *lines = closing_tables.next_steps({"more, scored": command, "again": "python x.py"}).splitlines()
     assert head == "next"
     assert max(len(line) for line in lines) <= max(width, 55)

@@ -275,7 +275,7 @@ def test_memory_does_not_grow_with_the_number_of_users(name: str, tmp_path: Path
         writer.teardown(process(0, 1), None, "predict")  # type: ignore[arg-type]
         assert writer.rows == 2500 * batches
     assert held[1] < 1.5 * held[0] + 2_000_000
-    assert held[1] < 80 * writer.ROWS_IN_A_GROUP
+    assert held[1] < 80 * prediction_writer.ROWS_IN_A_GROUP
 
 
 def test_no_candidate_at_all_gives_the_header_alone(tmp_path: Path) -> None:

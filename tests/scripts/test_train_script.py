@@ -326,12 +326,12 @@ def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, 
     text = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"report      {run.folder / 'report.html'}" in run.out
     for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences per second"):
-        assert f'alt="{alt}"' in text
+        assert f'aria-label="{alt}"' in text
     assert "Twelve &amp; more" in text
     assert "training.num_epochs" in text
     assert f"{metrics(run.folder)['figures']['test']['item-item']['test_mrr']:.4f}" in text
     nothing = train_here(table, tmp_path / "all", TWO_EPOCHS, "evaluation.report=true", "data.holdout=0")
-    assert 'alt="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
+    assert 'aria-label="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: Path) -> None:
