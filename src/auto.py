@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from .config import CONFIGS, Config, ModelConfig
+from .settings import CONFIGS, Config
+from .settings.parse import check
+from .settings.schema import ModelConfig
 
 PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
@@ -51,7 +53,9 @@ def choose(config: Config, users: int, items: int, given: Iterable[str], memory:
         data = replace(data, batch_size=size)
         needed = training_bytes(model, items, size)
         lines.append(f"            data.batch_size={size}: about {_gib(needed)} GiB of {_gib(memory)} GiB")
-    return replace(config, model=model, data=data), "\n".join(lines)
+    config = replace(config, model=model, data=data)
+    check(config)
+    return config, "\n".join(lines)
 
 
 def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:

@@ -23,9 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import memory, sweep, words
-from .config import CONFIGS, Config, annotations, misfit, parse, unknown_key_message
 from .errors import StoppedError, UserError
 from .extras import how_to_install
+from .settings import CONFIGS, Config, parse
+from .settings.keys import annotations, misfit, unknown_key_message
 
 # The words of the command line as they were typed, without the script's name.
 _words: list[str] = []

@@ -1,4 +1,4 @@
-"""`--help`: every setting with its meaning, default and range, from the YAML's comments and the schema's own checks.
+"""`--help`: every setting with its meaning, default and range, from its field in the schema.
 
 Imports neither torch nor Hydra, so that it answers at once.
 """
@@ -6,18 +6,17 @@ Imports neither torch nor Hydra, so that it answers at once.
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args
+from typing import get_args
 
 from omegaconf import OmegaConf
 
-from .config import CONFIGS, PATH_KEYS, Config, kind_name, known_keys
-from .errors import UserError
+from .settings import CONFIGS
+from .settings.fields import Rule
+from .settings.keys import annotations, kind_name, rules, value_text
 
-# What no range admits; the schema's refusal says what it does admit.
-PROBES: tuple[Any, ...] = (-(10**9), 10**9, -1e9, 1e9, "?", [], None)
 EXAMPLES = {
     "train_bert4rec.py": (
         "experiment=sample",
@@ -102,88 +101,20 @@ def presets(group: str) -> dict[str, str]:
 
 def settings() -> list[Setting]:
     """Every setting, in the order of the YAML."""
-    written = dict(_written())
-    admitted = _admitted()
-    return [Setting(key, *written[key], admitted[key]) for key in known_keys()]
+    defaults = OmegaConf.load(CONFIGS / "bert4rec.yaml")
+    return [
+        Setting(key, value_text(OmegaConf.select(defaults, key)), rule.meaning, admitted(key, rule))
+        for key, rule in rules().items()
+    ]
 
 
-def _written() -> Iterator[tuple[str, tuple[str, str]]]:
-    """Key, and its default and comment as they stand in the YAML."""
-    sections: list[str] = []
-    for line in (CONFIGS / "bert4rec.yaml").read_text().splitlines():
-        entry = re.match(r"( *)(\w+):(?: +(?!#)(.*?))?(?: +# (.*))?$", line)
-        if entry is None:
-            continue
-        indent, name, default, comment = entry.groups()
-        sections = [*sections[: len(indent) // 2], name]
-        yield ".".join(sections), ((default or "").strip('"'), comment or "")
-
-
-def _admitted() -> dict[str, str]:
-    """Key -> what values it takes: the words with which the schema refuses others, or else the type."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "bert4rec.yaml"))
-    config = _built(Config, values)
-    return dict(_admitted_by(config, (config,), ""))
-
-
-def _built(schema: Any, values: dict[str, Any]) -> Any:
-    """An instance of a schema with the schemas in it."""
-    known = {field.name: field.type for field in fields(schema)}
-    return schema(
-        **{
-            name: _built(kind, values[name]) if is_dataclass(kind) else values[name]
-            for name, kind in known.items()
-            if name in values
-        }
-    )
-
-
-def _admitted_by(part: Any, parents: tuple[Any, ...], prefix: str) -> Iterator[tuple[str, str]]:
-    for field in fields(part):
-        key, value = prefix + field.name, getattr(part, field.name)
-        if is_dataclass(value):
-            yield from _admitted_by(value, (*parents, value), f"{key}.")
-            continue
-        rule = _rule(parents, key) or _type_name(key, field.type)
-        yield key, rule + (", or null" if prefix and NoneType in get_args(field.type) else "")
-
-
-def _rule(parents: tuple[Any, ...], key: str) -> str:
-    """What the schema says when this key has a value that cannot be; empty if it takes anything.
-
-    Args:
-        parents: the whole configuration, the section of the key in it, and so on.
-    """
-    names = key.split(".")
-    annotation = next(field.type for field in fields(parents[-1]) if field.name == names[-1])
-    for probe in PROBES:
-        if not _is_probe_for(probe, annotation):
-            continue
-        try:
-            changed = probe
-            for parent, name in zip(reversed(parents), reversed(names), strict=True):
-                changed = replace(parent, **{name: changed})
-        except UserError as error:
-            refused, _, rule = str(error).partition(" is not possible: ")
-            if refused.startswith(f"{key}="):
-                return rule.removeprefix("give ")
-        except (TypeError, ValueError, ArithmeticError, AttributeError):
-            continue
-    return ""
-
-
-def _is_probe_for(probe: Any, annotation: Any) -> bool:
-    """Whether a value has the type of a field, so that a range, not the type, refuses it."""
-    if annotation is Any:
-        return isinstance(probe, int | str | NoneType)
-    types = [getattr(kind, "__origin__", kind) for kind in get_args(annotation) or (annotation,)]
-    if getattr(annotation, "__origin__", None) is list:
-        return isinstance(probe, list)
-    return type(probe) in types and probe is not None
-
-
-def _type_name(key: str, annotation: Any) -> str:
-    return "a path" if key in PATH_KEYS else kind_name(annotation).removesuffix(", or null")
+def admitted(key: str, rule: Rule) -> str:
+    """What values a setting takes, in words."""
+    annotation = annotations()[key]
+    may_be_null = NoneType in get_args(annotation)
+    way_out = rule.way_out.removeprefix("give ")
+    words = way_out or ("a path" if rule.is_path else kind_name(annotation).removesuffix(", or null"))
+    return words + (", or null" if may_be_null and "null" not in words else "")
 
 
 def _mentions(setting: Setting, word: str) -> bool:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from .config import Config
 from .data import download
 from .data.interactions import Interactions
 from .data.prepared import load_interactions
 from .data.table import TableOptions
 from .run_folder import RunFolder
+from .settings import Config
 
 
 def read_table(config: Config, other: Path | None = None) -> Interactions:

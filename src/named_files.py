@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from . import cli, resume
-from .config import Config
 from .errors import UserError
 from .run_folder import RunFolder
+from .settings import Config
 
 TABLE = "name yours with data.data_dir=FOLDER data.data_file=FILE, or try the built-in sample with experiment=sample"
 SHOWN = 5  # names of files

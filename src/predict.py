@@ -6,7 +6,7 @@ python predict_bert4rec.py data.data_dir=FOLDER data.data_file=FILE inference.to
 from typing import TYPE_CHECKING
 
 from . import cli
-from .config import Config
+from .settings import Config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,7 @@ def read_histories(config: Config) -> "Interactions":
     """The table to predict from, of the users wanted."""
     from pathlib import Path
 
+    from .data import id_forms
     from .data.id_lists import read_ids
     from .data.sequences import select_users
     from .inputs import read_table
@@ -90,22 +91,29 @@ def read_histories(config: Config) -> "Interactions":
     interactions = read_table(config, table if history is not None else None)
     if config.inference.users is None:
         return interactions
+    known = interactions.user_ids
     interactions, is_there = select_users(interactions, read_ids(Path(config.inference.users).expanduser(), "user"))
     if not is_there.all():
         absent = interactions.user_ids.filter(~is_there)
-        say(f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}")
+        say(
+            f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}"
+            f"{id_forms.near(absent, known)}"
+        )
     return interactions
 
 
 def encode_histories(interactions: "Interactions", vocabulary: "Vocabulary") -> "Sequences":
+    from .data import id_forms
     from .data.sequences import encode
 
     sequences, dropped = encode(interactions, vocabulary)
+    if matched := id_forms.matched(interactions.item_ids, vocabulary.ids):
+        say(f"ids         {matched}")
     if dropped.any():
         unknown = interactions.item_ids.filter(dropped > 0)
         say(
             f"warning: {dropped.sum():,} interactions with {len(unknown):,} items that the model does not know are left"
-            f" out: {first_few(unknown)}"
+            f" out: {first_few(unknown)}{id_forms.near(unknown, vocabulary.ids)}"
         )
     is_new = sequences.histories.lengths == 0
     if is_new.any():
@@ -133,6 +141,7 @@ def read_items(key: str, name: str | None, vocabulary: "Vocabulary") -> "np.ndar
     """Tokens of a list of items, 0 for what the model does not know; None if no list is given."""
     from pathlib import Path
 
+    from .data import id_forms
     from .data.id_lists import read_ids
 
     if name is None:
@@ -141,7 +150,10 @@ def read_items(key: str, name: str | None, vocabulary: "Vocabulary") -> "np.ndar
     tokens = vocabulary.encode(ids)
     unknown = ids.filter(tokens == 0)
     if len(unknown):
-        say(f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}")
+        say(
+            f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}"
+            f"{id_forms.near(unknown, vocabulary.ids)}"
+        )
     return tokens
 
 

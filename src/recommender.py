@@ -12,6 +12,7 @@ import torch
 
 from . import checkpoint, ranking
 from .batch import PAD, PredictBatch
+from .data import id_forms
 from .data.batching import HistorySet
 from .data.id_lists import barred_tokens
 from .data.sequences import Indices, Spans
@@ -155,5 +156,6 @@ class Recommender:
 
     def _encode(self, ids: Iterable[Id]) -> Indices:
         """Token of each id, 0 where it is unknown. A dictionary answers for a few ids faster than Arrow does."""
-        tokens = self._tokens
-        return np.array([tokens.get(item if type(item) is str else str(item), PAD) for item in ids], dtype=np.int64)
+        words = [item if type(item) is str else str(item) for item in ids]
+        tokens = [self._tokens.get(word) or self._tokens.get(id_forms.other(word), PAD) for word in words]
+        return np.array(tokens, dtype=np.int64)

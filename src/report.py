@@ -1,6 +1,9 @@
 """The short tables that the scripts end with, and metrics.json."""
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +139,19 @@ def closing(folder: RunFolder) -> str:
 
 
 def next_steps(steps: dict[str, str]) -> str:
-    """What may be run next: a name and a command a line."""
-    return "\n".join(["", "next", *(f"  {name:<13}{command}" for name, command in steps.items())])
+    """What may be run next: a name and a command a line, folded between words where the terminal is narrower."""
+    width = shutil.get_terminal_size(fallback=(sys.maxsize, 0)).columns
+    return "\n".join(["", "next", *(f"  {name:<13}{_folded(command, width - 15)}" for name, command in steps.items())])
+
+
+def _folded(command: str, width: int) -> str:
+    """A shell command on lines of at most this width, if its words allow that; it stays one command when pasted."""
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|\S)+", command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return f" \\\n{'':15}".join(lines)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from . import memory
-from .config import Config
 from .errors import UserError
 from .run_folder import RunFolder
+from .settings import Config
 
 RESTORING = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 # What the weights, the optimiser's state and the split depend on.

@@ -12,8 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from . import sweep
-from .config import is_whole_number
 from .errors import UserError
+from .settings.keys import is_whole_number
 
 if TYPE_CHECKING:
     import optuna

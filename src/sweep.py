@@ -13,29 +13,31 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from . import memory
-from .config import Config, parse
 from .errors import StoppedError, UserError
 from .extras import how_to_install
 from .run_folder import RunFolder
+from .settings import Config, parse
 from .words import start, unquoted
 
 if TYPE_CHECKING:
     import optuna
 
 RECORD = "sweep_run.json"  # in the folder of each run
+OUTPUT = "output.txt"  # likewise
 STUDY = "search.journal"  # in the folder of the sweep
 # `output_dir` may begin with ~, which Hydra would take for a name.
 OmegaConf.register_new_resolver("sweep_folder", lambda root: str(RunFolder.at(root).sweep), replace=True)
@@ -90,10 +92,14 @@ class Record:
 
 
 def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> float | None:
-    """One run of a sweep, in the folder `output_dir`/sweep/NUMBER. One that fails does not end the others."""
+    """One run of a sweep, in the folder `output_dir`/sweep/NUMBER. One that fails does not end the others.
+
+    What it prints goes to `output.txt` there; here it has a line when it starts and one when it ends.
+    """
     number = HydraConfig.get().job.num
     overrides = list(HydraConfig.get().overrides.task)
-    print(f"\nrun {number}  {shown_words(overrides)}", flush=True)
+    of_all = f" ({number + 1} of {_count[0]})" if _count else ""
+    print(f"run {number}{of_all}  {shown_words(overrides)}", flush=True)
     folder = RunFolder.at(composed.output_dir).sweep / str(number)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -103,7 +109,8 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         monitor = config.training.monitor_metric
         if config.data.holdout == 0:
             raise UserError("data.holdout=0 leaves nothing to compare the runs of a sweep by: use data.holdout=1 or 2")
-        value = task(replace(config, output_dir=str(folder)))
+        with (folder / OUTPUT).open("w", encoding="utf-8") as file, redirect_stdout(file):
+            value = task(replace(config, output_dir=str(folder)))
         state = "stopped" if was_stopped_early(folder) else "done"
     except StoppedError as error:
         print(f"error: {error}; the sweep ends with it", file=sys.stderr)
@@ -118,6 +125,9 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         print(f"error: {note}", file=sys.stderr, flush=True)
     record = Record(number, overrides, value, state, round(time.perf_counter() - started, 1), monitor, note)
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    if value is not None:
+        ended = " (stopped early: behind the others)" if state == "stopped" else ""
+        print(f"    {monitor} {value:.4f}, {record.seconds:.0f} s{ended}  {folder / OUTPUT}", flush=True)
     return value
 
 
@@ -170,6 +180,7 @@ class Closing(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         register_search()
         _records.clear()
+        _count[:] = count_runs(config)
         _held.close()
         folder = RunFolder.at(config.output_dir)
         try:
@@ -187,7 +198,19 @@ class Closing(Callback):
         _held.close()
 
 
+def count_runs(config: DictConfig) -> list[int]:
+    """How many runs a sweep will have, as a list of one; empty where its sweeper alone knows."""
+    sweeper = config.hydra.sweeper
+    if "n_trials" in sweeper:
+        return [sweeper.n_trials]
+    given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+    last = {override.key_or_group: override for override in overrides}
+    return [math.prod(len(list(o.sweep_string_iterator())) for o in last.values() if o.is_sweep_override())]
+
+
 _records: list[Record] = []
+_count: list[int] = []  # runs of this sweep, if they are known
 _held = ExitStack()  # the lock on the sweep's folder
 
 

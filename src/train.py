@@ -8,8 +8,9 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from . import cli, named_files
-from .config import Config, TrainingConfig
 from .run_folder import RunFolder
+from .settings import Config
+from .settings.schema import TrainingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,10 +43,10 @@ def fit_and_evaluate(config: Config) -> float | None:
 
     from . import checkpoint, devices, logs, report, resume
     from .callbacks import LastCheckpoint
-    from .config import flat_settings
     from .data.titles import read_titles
     from .errors import UserError
     from .native import compiler
+    from .settings import flat_settings
 
     cli.quiet()
     compiler.switch(config.native)
@@ -57,6 +58,8 @@ def fit_and_evaluate(config: Config) -> float | None:
     data.setup()  # the model needs the size of the catalogue
     for note in data.notes:
         say(note)
+    if no_titles := titles.note(data.vocabulary.ids):
+        say(no_titles)
     say(
         report.describe_data(
             data.summary, config.data.min_interactions, config.data.holdout, config.data.min_item_interactions
@@ -348,9 +351,9 @@ def finish(
     import torch
 
     from . import devices, logs, report, sweep
-    from .config import flat_settings
     from .data import sample
     from .evaluation.contest import Contest, tables_of
+    from .settings import flat_settings
 
     content: dict[str, Any] = {
         "seconds": round(seconds, 1),

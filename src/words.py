@@ -21,8 +21,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
-from .config import ALIASES, CONFIGS, annotations, known_keys, misfit, nearest_key, sections, unknown_key_message
 from .errors import UserError
+from .settings import CONFIGS, known_keys
+from .settings.keys import ALIASES, annotations, misfit, nearest_key, sections, unknown_key_message
 
 GROUPS = ("experiment", "sweep")
 TABLES = (".csv", ".tsv", ".txt", ".inter", ".jsonl", ".parquet", ".gz", ".zst")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src import auto
-from src.config import Config
 from src.errors import UserError
+from src.settings import Config
 from src.train import train
 from tests.scripts.conftest import Table, call, checkpoint, compose, table  # noqa: F401
 

@@ -16,12 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src import train as train_bert4rec
-from src.config import Config, known_keys, parse, unknown_key_message, validation_metrics, value_text
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
 from src.models import BERT4Rec
 from src.run_folder import RunFolder
+from src.settings import Config, known_keys, parse
+from src.settings.keys import unknown_key_message, value_text
+from src.settings.schema import validation_metrics
 from tests.models.test_bert4rec import write_table
 
 PRESETS = cli.CONFIGS / "experiment"
@@ -124,6 +126,10 @@ ADDED = {
     "data.columns.time": None,
     "data.columns.rating": None,
     "data.delimiter": None,
+    "data.quotes": True,
+    "data.list_delimiter": None,
+    "data.history_lines": False,
+    "data.time_format": None,
     "data.encoding": "utf-8",
     "data.on_bad_rows": "error",
     "data.min_rating": None,
@@ -320,6 +326,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "data.encoding": ["utf-9", "hex", "", "utf\x00", "undefined"],
     "data.on_bad_rows": ["skip", "Drop"],
     "data.min_rating": [float("nan"), float("inf")],
+    "data.time_format": ["", "day", "%H:%M", "%Y-%m"],
     "data.download": ["ml-2m"],
     "data.download_url": ["http://127.0.0.1/ml-1m.zip"],
     "data.num_workers": [-1],
@@ -368,7 +375,7 @@ TOO_FAR: dict[str, list[Any]] = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in TOO_FAR.items() for value in values])
 def test_value_out_of_range_is_refused_by_name(key: str, value: Any) -> None:
     message = refusal({key: value})
-    assert message.startswith(f"{key}={value} is not possible: ")
+    assert message.startswith(f"{key}={value_text(value)} is not possible: ")
 
 
 JUST_RIGHT: dict[str, list[Any]] = {
@@ -377,7 +384,9 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "data.min_interactions": [1],
     "data.columns.user": ["userId", "1"],
     "data.columns.time": ["when", False],
-    "data.delimiter": [";", "::", "\t"],
+    "data.delimiter": [";", "::", "\t", ","],
+    "data.list_delimiter": [" ", "|"],
+    "data.time_format": ["%d.%m.%Y %H:%M", "%m %d, %Y"],
     "data.encoding": ["latin-1", "cp949"],
     "data.on_bad_rows": ["drop"],
     "data.min_rating": [-1.0, 0.0, 4.5],
@@ -414,11 +423,14 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"model.hidden_units": 30}, "model.hidden_units=30", "divisible by model.num_heads=4"),
         ({"model.num_heads": 5}, "model.hidden_units=64", "divisible by model.num_heads=5"),
         ({"model.mask_token_share": 0.95}, "model.random_token_share=0.1", "model.mask_token_share=0.95"),
-        ({"data.holdout": 0, "training.early_stopping": True}, "training.early_stopping=True", "data.holdout=0"),
+        ({"data.holdout": 0, "training.early_stopping": True}, "training.early_stopping=true", "data.holdout=0"),
         ({"data.window_stride": 9, "model.max_len": 8}, "data.window_stride=9", "model.max_len=8"),
         ({"data.columns.user": 1}, "data.columns=[1]", "user and item need places"),
-        ({"data.columns.user": 1, "data.columns.item": "film"}, "data.columns=[1, 'film']", "no column a name"),
+        ({"data.columns.user": 1, "data.columns.item": "film"}, "data.columns=[1,film]", "no column a name"),
         ({"data.columns.time": 4}, "data.columns=[4]", "user and item need places"),
+        ({"data.history_lines": True, "data.columns.user": "a"}, "data.history_lines=true", "without data.columns"),
+        ({"data.history_lines": True, "data.min_rating": 3.0}, "data.history_lines=true", "and data.min_rating"),
+        ({"data.history_lines": True, "data.list_delimiter": ","}, "data.history_lines=true", "data.list_delimiter"),
         ({"data.download": "ml-1m", "data.generate_sample": True}, "data.download=ml-1m", "data.generate_sample"),
         ({"evaluation.topk": [5]}, "training.monitor_metric=val_ndcg@10", "val_hit@5, val_ndcg@5, val_mrr"),
     ],
@@ -427,6 +439,23 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
     message = refusal(settings)
     assert message.startswith(f"{key} is not possible: ")
     assert rule in message
+
+
+@pytest.mark.parametrize("key", ["data.delimiter", "data.list_delimiter"])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("tab", "\t"), ("\\t", "\t"), ("Space", " "), ("comma", ","), ("semicolon", ";"), ("bar", "|")]
+)
+def test_delimiters_that_a_shell_would_swallow_have_names(key: str, typed: str, meant: str) -> None:
+    assert flat(asdict(changed({key: typed})))[key] == meant
+
+
+@pytest.mark.parametrize("key", ["data.delimiter", "data.list_delimiter"])
+@pytest.mark.parametrize("value", ["x", "7", "commas", "a\nb", '"'])
+def test_nonsense_between_fields_is_refused(key: str, value: str) -> None:
+    message = refusal({key: value})
+    assert message.startswith(f"{key}={value_text(value)} is not possible: ")
+    assert "such as tab, space, comma" in message
+    assert "\n" not in message
 
 
 def test_metrics_that_may_be_monitored() -> None:
@@ -563,6 +592,9 @@ TABLE = {
     "data.columns.time": 7,
     "data.columns.rating": 6,
     "data.delimiter": "|",
+    "data.quotes": False,
+    "data.list_delimiter": ",",
+    "data.time_format": "%d.%m.%Y",
     "data.encoding": "cp949",
     "data.on_bad_rows": "drop",
     "data.min_rating": 3.5,
@@ -593,7 +625,7 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     arguments -= {"download", "download_url"}  # of another table than the sample
     names |= {
         "cache_dir": tmp_path / "run" / "cache",
-        "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True),
+        "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True, "%d.%m.%Y", ",", False, False),
     }
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
     assert data.path == tmp_path / "other.csv"
@@ -702,7 +734,7 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
     [
         (
             ("inference.evaluate=true", "inference.export=m.onnx", "inference.users=u.csv"),
-            "inference.evaluate=True is not possible: it goes without inference.export and inference.users",
+            "inference.evaluate=true is not possible: it goes without inference.export and inference.users",
         ),
         (
             ("inference.export=m.onnx", "inference.exclude=i.csv"),

@@ -25,8 +25,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import help
 from src.batch import TrainBatch
-from src.config import known_keys
 from src.predict import predict
+from src.settings import known_keys
 from src.train import train
 from src.words import quote_text
 from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, write_table

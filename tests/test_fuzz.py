@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import checkpoint, cli, resume
-from src.config import known_keys, parse
 from src.data.interactions import read_interactions
 from src.errors import UserError
+from src.settings import known_keys, parse
 from src.train import train
 from tests.scripts.conftest import ROOT, TINY, call, make_rows, train_here, write_table
 

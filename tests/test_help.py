@@ -1,5 +1,6 @@
 """`--help`: every setting, from the one place where it stands, and no torch on the way."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from src import help
 from src.cli import CONFIGS
-from src.config import ALIASES, known_keys, parse
+from src.settings import known_keys, parse
+from src.settings.keys import ALIASES, rules
 from tests.scripts.conftest import ROOT, launch
 from tests.test_config import default, flat
 
@@ -82,6 +84,17 @@ def test_defaults_are_those_of_the_configuration() -> None:
             assert said == {True: "true", False: "false", None: "null"}[value], key
         elif isinstance(value, int | float):
             assert float(said) == value, key
+
+
+def test_the_comments_of_the_yaml_are_the_meanings_of_the_schema() -> None:
+    comments, sections = {}, []
+    for line in (CONFIGS / "bert4rec.yaml").read_text().splitlines():
+        entry = re.match(r"( *)(\w+):(?: +[^#].*?)? *(?: # (.*))?$", line)
+        if entry is not None:
+            sections = [*sections[: len(entry[1]) // 2], entry[2]]
+            comments[".".join(sections)] = entry[3]
+    meanings = {key: rule.meaning for key, rule in rules().items()}
+    assert {key: comments.get(key) for key in meanings} == meanings
 
 
 def test_every_setting_has_a_meaning_and_what_it_admits() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from src.config import Config, parse
 from src.errors import UserError
 from src.named_files import require_for_prediction, require_for_training
+from src.settings import Config, parse
 from src.words import quote_text
 from tests.scripts.conftest import ROOT
 from tests.test_config import composed

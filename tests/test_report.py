@@ -1,6 +1,8 @@
 """The tables that the scripts end with, word for word, and metrics.json."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,18 @@ def test_there_is_no_verdict_without_figures_or_intervals() -> None:
     without = content_with([0.0, 0.1])
     without["details"]["test"] = {}
     assert report.verdict(without, [5]) is None
+
+
+@pytest.mark.parametrize("width", [40, 80, 10_000])
+def test_commands_are_folded_between_words_and_stay_one_command(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "python predict_bert4rec.py 'output_dir=my runs/of today' inference.topk=20 inference.with_scores=true"
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, head, *lines = report.next_steps({"more, scored": command, "again": "python x.py"}).splitlines()
+    assert head == "next"
+    assert max(len(line) for line in lines) <= max(width, 55)
+    first, *rest = lines[:-1]
+    assert first.startswith("  more, scored python ")
+    assert lines[-1] == "  again        python x.py"
+    pasted = "\n".join([first.removeprefix("  more, scored "), *rest])
+    told = subprocess.run(["sh", "-c", pasted.replace("python", "printf '%s\\n'", 1)], capture_output=True, text=True)
+    assert told.stdout.splitlines() == shlex.split(command)[1:]

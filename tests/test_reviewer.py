@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from src import ranking
-from src.config import parse
 from src.models import BERT4Rec
+from src.settings import parse
 from src.train import build_data, train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

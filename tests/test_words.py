@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src import cli, words
-from src.config import Config, annotations, known_keys, parse
 from src.errors import UserError
+from src.settings import Config, known_keys, parse
+from src.settings.keys import annotations
 from tests.scripts.conftest import Outcome, call
 from tests.test_config import composed, flat
 

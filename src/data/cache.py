@@ -16,7 +16,7 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
-VERSION = 2  # of what is stored; another one is made anew
+VERSION = 3  # of what is stored and of how tables are read; another one is made anew
 SMALLEST = 2**23  # bytes; a smaller table is read before its cache would be checked
 META = "meta.json"
 

@@ -1,10 +1,11 @@
-"""From a table of who had what and when to interactions grouped by user and ordered by time.
+"""From a table of user, item and time to interactions grouped by user and ordered by time.
 
-Ids are strings throughout, exactly as they stand in the file, so that `007` and `7` stay two ids.
+Ids are strings throughout, exactly as they stand in the file, so that `007` and `7` stay two ids. Only ids that all are
+whole numbers, some written as 37.0, are read as 37.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from . import files
-from .table import IDS, Part, TableOptions, read_part
+from . import files, id_forms
+from .readers import read_part
+from .readers.times import UNIT_NAMES, unit_of
+from .table import IDS, Part, TableOptions
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,55 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
     times = _joined_times(parts, path)
     users, user_ids = _codes(part.ids["user"] for part in parts)
     items, item_ids = _codes(part.ids["item"] for part in parts)
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     del parts
+    users, user_ids, notes_on_users = _whole(users, user_ids, "user")
+    items, item_ids, notes_on_items = _whole(items, item_ids, "item")
+    notes += [*notes_on_users, *notes_on_items]
+    for role, ids in (("user", user_ids), ("item", item_ids)):
+        count, example = id_forms.clashes(ids)
+        if count:
+            notes.append(f"warning: {count:,} {role} ids differ from others only by .0 or blanks, such as {example}")
+    if times is None and options.time is not False:
+        notes.append(
+            "time        no column is known as time: the order of the rows counts (data.columns.time=NAME, or =false)"
+        )
     if len(users) == 0:
         raise UserError(f"{path} has no row with a rating of at least data.min_rating={options.min_rating}")
     offsets = np.concatenate([[0], np.bincount(users, minlength=len(user_ids)).cumsum()])
-    items = items[_order(users, times)]
+    order = _order(users, times)
+    items = items[order]
     if options.deduplicate:
         items, offsets = _without_repeats(items, offsets)
-    return Interactions(items, offsets, user_ids, item_ids, times is not None, notes)
+    elif times is not None and (twice := _count_twice(items, offsets, times, order)):
+        notes.append(
+            f"repeats     {twice:,} rows have user, item and time of the row before and count again"
+            " (data.deduplicate=true leaves them out)"
+        )
+    return Interactions(items, offsets, user_ids, item_ids, times is not None, tuple(notes))
+
+
+def _whole(
+    codes: NDArray[np.int32], ids: pa.StringArray, role: str
+) -> tuple[NDArray[np.int32], pa.StringArray, list[str]]:
+    """Ids without `.0` if all are whole numbers, with a note; else as they are."""
+    whole = id_forms.as_whole(ids)
+    if whole is None:
+        return codes, ids, []
+    encoded = whole.dictionary_encode()
+    number = encoded.dictionary[0].as_py()
+    note = f"ids         {role}: all are whole numbers, some written like {number}.0, and are read like {number}"
+    return encoded.indices.to_numpy()[codes], encoded.dictionary, [note]
+
+
+def _count_twice(
+    items: NDArray[np.int32], offsets: NDArray[np.int64], times: NDArray[Any], order: NDArray[np.int64]
+) -> int:
+    """Rows with the user, the item and the time of the row before them."""
+    is_repeat = items[1:] == items[:-1]
+    is_repeat[offsets[1:-1] - 1] = False
+    rows = np.flatnonzero(is_repeat)
+    return int((times[order[rows]] == times[order[rows + 1]]).sum())
 
 
 def read_ids(path: Path, role: str, options: TableOptions | None = None) -> pa.StringArray:
@@ -95,8 +138,7 @@ def _rated(part: Part, options: TableOptions) -> Part:
     notes = [*part.notes]
     if low:
         notes.append(f"left out    {low:,} rows rated lower than data.min_rating={options.min_rating:g}")
-    ids = {role: column.filter(pa.array(is_kept)) for role, column in part.ids.items()}
-    return Part(ids, part.times[is_kept] if part.times is not None else None, None, notes)
+    return replace(part.take(is_kept), ratings=None, notes=notes)
 
 
 def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
@@ -110,6 +152,14 @@ def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
     if kinds == {None}:
         return None
     times: list[NDArray[Any]] = [part.times for part in parts if part.times is not None]
+    if kinds == {False}:
+        units = sorted({unit for array in times if len(array) and (unit := unit_of(array)) != np.inf})
+        if len(units) > 1:
+            found = " in some and ".join(UNIT_NAMES[unit] for unit in units)
+            raise UserError(
+                f"the files of {path} do not fit together: times are {found}"
+                " in others; write them in one unit, or leave times out with data.columns.time=false"
+            )
     if len({array.dtype for array in times}) > 1 and kinds == {True}:
         times = [array.astype("datetime64[us]") for array in times]
     joined = times[0] if len(times) == 1 else np.concatenate(times)

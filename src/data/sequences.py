@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..batch import PAD
+from . import id_forms
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # a recommender needs spans, but no reader of tables
@@ -130,7 +130,7 @@ def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tup
     Returns:
         The interactions of U users, and [U] bool, whether the table has the user.
     """
-    places = pc.fill_null(pc.index_in(user_ids, value_set=interactions.user_ids), -1).to_numpy()
+    places = id_forms.index_in(user_ids, interactions.user_ids)
     is_there = places >= 0
     starts = np.where(is_there, interactions.offsets[places], 0)
     stops = np.where(is_there, interactions.offsets[places + 1], 0)

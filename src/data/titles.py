@@ -7,6 +7,14 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ..errors import UserError
+from . import files, id_forms
+from .readers import columns, layout
+from .readers.encodings import as_utf8
+from .table import TableOptions, one_line
+
+# As `columns.simplified` has them; the first that is there is taken.
+TITLE_NAMES = ["title", "name", "itemname", "movietitle", "moviename", "itemtitle", "producttitle", "productname"]
+TITLE_NAMES += ["prodname", "booktitle"]
 
 
 class Titles:
@@ -20,11 +28,21 @@ class Titles:
         self.titles = titles or {}
 
     def of(self, ids: Iterable[str]) -> list[str]:
-        return [self.titles.get(item) or item for item in ids]
+        """The title of each id; 37 finds 37.0 and the other way round."""
+        titles = self.titles
+        return [titles.get(item) or titles.get(id_forms.other(item)) or item for item in ids]
+
+    def note(self, ids: pa.StringArray) -> str:
+        """What to say if none of the ids has a title; empty if one has, or there are no titles at all."""
+        known = pa.array(self.titles, pa.string())
+        if not len(known) or (id_forms.index_in(ids, known) >= 0).any():
+            return ""
+        close = id_forms.near(ids, known)
+        return f"warning: data.items_file has no title for any of the {len(ids):,} items{close}"
 
 
 def read_titles(path: str | None) -> Titles:
-    """Read a CSV with the columns `item` and `title`; of an item that is there twice, the last counts. None: no titles.
+    """Read a text with the columns item and title, under usual names; of an item that is there twice, the last counts.
 
     Raises:
         UserError: if the file is missing, unreadable or lacks a column.
@@ -36,16 +54,43 @@ def read_titles(path: str | None) -> Titles:
         raise UserError(
             f"there is no file {file}: name a CSV with the columns item and title with data.items_file=FILE"
         )
-    as_text = pyarrow.csv.ConvertOptions(column_types={"item": pa.string(), "title": pa.string()})
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty: name a CSV with the columns item and title with data.items_file=FILE")
+    source, _ = as_utf8(files.load(file), TableOptions())
+    if source.is_parquet:
+        raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
+    delimiter, names = _header(source)
+    as_text = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names.values(), pa.string()), include_columns=list(names.values())
+    )
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
     try:
         table = pyarrow.csv.read_csv(
-            file, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True), convert_options=as_text
-        )
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise UserError(f"{file} cannot be read as CSV: {' '.join(str(error).split())}") from error
-    missing = [name for name in ("item", "title") if table.column_names.count(name) != 1]
-    if missing:
-        raise UserError(
-            f"{file} needs the column {' and the column '.join(missing)} once: found {', '.join(table.column_names)}"
-        )
+            pa.BufferReader(source.content), parse_options=parsing, convert_options=as_text
+        ).rename_columns(list(names))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be read as CSV: {one_line(error)}") from error
     return Titles(dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)))
+
+
+def _header(source: files.Source) -> tuple[str, dict[str, str]]:
+    """The delimiter, and the names of the columns item and title."""
+    lines = layout.first_lines(source)[:1] or [""]
+    best: tuple[str, dict[str, str]] = ",", {}
+    options = TableOptions()
+    for delimiter in (letters for letters in layout.DELIMITERS if len(letters) == 1):
+        header = layout.split(lines[0], delimiter, options)
+        found = {"item": columns.find(header, "item", options), "title": _titles(header)}
+        named = {role: names[0] for role, names in found.items() if names and header.count(names[0]) == 1}
+        if len(named) > len(best[1]):
+            best = delimiter, named
+    missing = [name for name in ("item", "title") if name not in best[1]]
+    if missing:
+        shown = ", ".join(layout.split(lines[0], best[0], options))
+        raise UserError(f"{source.path} needs the column {' and the column '.join(missing)} once: found {shown}")
+    return best[0], {role: best[1][role] for role in ("item", "title")}
+
+
+def _titles(header: list[str]) -> list[str]:
+    known = [columns.simplified(name) for name in header]
+    return [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]

@@ -1,4 +1,4 @@
-"""The frozen map between a person's item ids and token ids; it travels in the checkpoint.
+"""The frozen map between a table's item ids and token ids; it travels in the checkpoint.
 
 Token 0 is padding, 1..N are items, N + 1 is [MASK].
 """
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from . import id_forms
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class Vocabulary:
         return len(self.ids)
 
     def encode(self, ids: pa.StringArray) -> NDArray[np.int64]:
-        """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64."""
-        found = pc.fill_null(pc.index_in(ids, value_set=self.ids), -1)
-        return np.asarray(found, dtype=np.int64) + 1
+        """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64.
+
+        37 finds 37.0 and the other way round if the id itself is unknown: tables write one number in both ways, and
+        older checkpoints have the second.
+        """
+        return id_forms.index_in(ids, self.ids) + 1
 
     def decode(self, tokens: NDArray[np.int64]) -> pa.StringArray:
         """Id of each item token, 1..N. [R] int64 -> [R] strings."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from .. import checkpoint, cli, devices, report
 from ..callbacks import FreedMemory
-from ..config import Config, flat_settings
+from ..data import id_forms
 from ..data.batching import EvaluationSet, OrderedBatches
 from ..data.interactions import Interactions
 from ..data.sequences import Indices, Spans, n_core
@@ -21,6 +21,7 @@ from ..data.vocabulary import Vocabulary
 from ..errors import UserError
 from ..inputs import read_table
 from ..run_folder import RunFolder
+from ..settings import Config, flat_settings
 from .contest import Contest, tables_of
 
 
@@ -74,6 +75,8 @@ def evaluate(config: Config) -> None:
     print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
+    for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
+        print(line)
     trainer = _trainer(config)
     print(devices.line(devices.describe(trainer)))
     if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:

@@ -15,9 +15,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src import checkpoint
-from src.config import CONFIGS, parse
 from src.predict import encode_histories, read_histories, write_predictions
 from src.run_folder import RunFolder
+from src.settings import CONFIGS, parse
 from tests.benchmarks import common
 
 

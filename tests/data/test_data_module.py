@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 
 from src.batch import EvalBatch, TrainBatch
-from src.config import DataConfig
 from src.data import BERT4RecDataModule, cache, sample
 from src.data.table import TableOptions
 from src.errors import UserError
+from src.settings.schema import DataConfig
 from tests.data import write_histories
 
 # Five items in the vocabulary, a to e as 1 to 5; cat and eve are too short, dan's last item is a repeat.
@@ -344,7 +344,7 @@ def test_what_reading_had_to_say_is_handed_on(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("userId,movieId\na,x\na,y\na,\na,z\n")
     data = BERT4RecDataModule(str(tmp_path), "table.csv", table_options=TableOptions(on_bad_rows="drop"))
     data.setup()
-    assert [note.split()[0] for note in data.notes] == ["columns", "left"]
+    assert [note.split()[0] for note in data.notes] == ["columns", "left", "time"]
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None", "ignore:.*no .validation_step")

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import files, table
+from src.data import files
 from src.data.interactions import Interactions, _order, read_ids, read_interactions, stable_argsort
+from src.data.readers import delimited
 from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_table
@@ -433,7 +434,7 @@ def test_a_bad_row_is_named_or_left_out(kind: str, end: str, tmp_path: Path) -> 
 def test_five_bad_rows_are_named_and_all_are_counted(tmp_path: Path) -> None:
     bad = ["a,x", ",x,3,1", "a,,3,1", "a,x,3,soon", "a,b,c,d,e", "a,x,3,", "b,x,3,?"]
     text = "\n".join([*CSV.splitlines(), *bad]) + "\n"
-    (note,) = read(tmp_path, text, on_bad_rows="drop").notes
+    note, _ = sorted(read(tmp_path, text, on_bad_rows="drop").notes)
     assert note == (
         f"left out    7 bad rows of 12 in {tmp_path / 't.csv'} (data.on_bad_rows=drop): 2 of 4 fields in data row 6,"
         " no user in data row 7, no item in data row 8, the time 'soon' in data row 9, 5 of 4 fields in data row 10"
@@ -476,7 +477,7 @@ def test_large_whole_numbers_stay_apart_beside_a_bad_row(tmp_path: Path) -> None
 
 
 def test_a_bad_row_far_behind_the_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "BLOCK", 4096)
+    monkeypatch.setattr(delimited, "BLOCK", 4096)
     rows = [f"u{n % 7},i{n % 11},{n}" for n in range(3000)]
     rows[2500] = "u1,i1,late"
     text = "user,item,time\n" + "\n".join(rows)
@@ -642,9 +643,9 @@ def test_a_column_of_times_that_is_not_known_as_such_is_named(cells: tuple[str, 
     path.write_text(f"user,item,watched,price\na,x,{cells[0]},3\na,y,{cells[1]},4\n")
     with pytest.raises(UserError) as caught:
         read_interactions(path, TableOptions())
-    assert str(caught.value).endswith(
-        "has no column that is known as time, but watched holds times: add data.columns.time=watched, or"
-        " data.columns.time=false to keep the order of the file"
+    assert str(caught.value) == (
+        f"{path} has no known time column, but times in the column watched, such as {cells[0]}: set"
+        " data.columns.time=watched, or data.columns.time=false to take the order of the rows"
     )
     assert histories(read_interactions(path, TableOptions(time="watched"))) == {"a": ["y", "x"]}
     assert histories(read_interactions(path, TableOptions(time=False))) == {"a": ["x", "y"]}
@@ -654,7 +655,7 @@ def test_a_parquet_column_of_times_that_is_not_known_as_such_is_named(tmp_path: 
     path = tmp_path / "t.parquet"
     days = pa.array([2, 1], pa.date32())
     path.write_bytes(parquet({"user": ["a", "a"], "item": ["x", "y"], "watched": days}))
-    with pytest.raises(UserError, match=r"add data\.columns\.time=watched, or data\.columns\.time=false"):
+    with pytest.raises(UserError, match=r"set data\.columns\.time=watched, or data\.columns\.time=false"):
         read_interactions(path, TableOptions())
 
 

@@ -34,11 +34,11 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("item,name\na,A\n", "needs the column title once: found item, name"),
-        ("film,name\na,A\n", "needs the column item and the column title once"),
+        ("item,words\na,A\n", "needs the column title once: found item, words"),
+        ("what,words\na,A\n", "needs the column item and the column title once"),
         ("item,title,title\na,A,B\n", "needs the column title once"),
         ("item,title\na\n", "cannot be read as CSV"),
-        ("", "cannot be read as CSV"),
+        ("", "is empty: name a CSV with the columns item and title"),
     ],
 )
 def test_a_file_that_does_not_do_is_one_line(tmp_path: Path, text: str, part: str) -> None:

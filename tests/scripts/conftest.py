@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from src import cli
-from src.config import Config, parse
+from src.settings import Config, parse
 from src.train import train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -54,7 +54,12 @@ def tables(draw: st.DrawFn) -> bytes:
     )
     rows = draw(st.lists(st.tuples(users, items, times).map(list), max_size=25))
     header = draw(pick(HEADERS)) if is_dirty else HEADERS[draw(st.integers(0, 2))]
-    if draw(pick(["text"] * 4 + ["parquet"])) == "parquet":
+    form = draw(pick(["text"] * 4 + ["parquet", "json"]))
+    if form == "json":
+        lines = [json.dumps(dict(zip([*header, "p", "q", "r"], row, strict=False))) for row in rows]
+        content = "\n".join(lines).encode()
+        return content[: draw(st.integers(0, len(content)))] if is_dirty and draw(st.booleans()) else content
+    if form == "parquet":
         names = [*header, "p", "q", "r"][:3]
         sink = pa.BufferOutputStream()
         columns = [[row[place] or None for row in rows] for place in range(3)]
@@ -228,3 +233,36 @@ def test_train_and_predict_on_a_download(server: Any, tmp_path: Path, monkeypatc
         outcome = call(task, *overrides, *settings)
         assert outcome.code == 0, outcome
     assert len(server.asked) == 1
+
+
+def test_sessions_of_events_train_and_numbers_written_otherwise_are_served(tmp_path: Path) -> None:
+    """JSON lines without a setting; then a table in which pandas wrote the ids as 37.0."""
+    by_user: dict[str, list[dict[str, int]]] = {}
+    items = {item: 10 + n for n, item in enumerate(dict.fromkeys(item for _, item, _ in make_rows()))}
+    for user, item, time in make_rows():
+        by_user.setdefault(user, []).append({"aid": items[item], "ts": time})
+    lines = [json.dumps({"session": n, "events": events}) for n, events in enumerate(by_user.values())]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    overrides = [f"data.data_dir={tmp_path}", "data.data_file=t.jsonl", f"output_dir={tmp_path / 'run'}", *TINY]
+    outcome = call(train, *overrides, "training.num_epochs=1")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "columns     session as user, aid as item, ts as time" in outcome.out
+    assert f"data        {len(make_rows()):,} interactions of {len(by_user):,} users" in outcome.out
+    (tmp_path / "new.csv").write_text("user,item\nann,10.0\nann,11.0\nann,x\nbob,012\n")
+    outcome = call(predict, *overrides, f"inference.history={tmp_path / 'new.csv'}", "inference.topk=3")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "ids         2 items are matched as numbers: 10.0 is known as 10, 11.0 is known as 11" in outcome.out
+    assert "left out: x, 012; 1 of them is known in another form: 012 is known as 12" in outcome.out
+
+
+def test_delimiters_are_named_in_the_shell(tmp_path: Path) -> None:
+    rows = make_rows()
+    (tmp_path / "t.csv").write_text(
+        "".join(f"{n}|{user} x\n" for n, (user, _, _) in enumerate(rows) if "|" not in user)
+    )
+    overrides = [f"data.data_dir={tmp_path}", "data.data_file=t.csv", "data.columns.user=2", "data.columns.item=1"]
+    outcome = call(
+        train, *overrides, f"output_dir={tmp_path / 'run'}", *TINY, "training.num_epochs=1", "data.delimiter=bar"
+    )
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"data        {len(rows):,} interactions" in outcome.out

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from src import cli
-from src.config import Config
 from src.errors import UserError
 from src.predict import predict
+from src.settings import Config
 from src.train import train
 from tests.scripts.conftest import (
     TINY,

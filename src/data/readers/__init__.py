@@ -1,0 +1,30 @@
+"""One file of a table, whatever its format and names, as columns of ids, times and ratings.
+
+In: a `Source` and `TableOptions`. Out: a `Part`. Each format has a file of its own here.
+"""
+
+from collections.abc import Sequence
+
+from ..files import Source
+from ..table import Part, TableOptions
+from .delimited import read_delimited
+from .json_lines import is_json, read_json_lines
+from .parquet import read_parquet
+
+__all__ = ["read_part"]
+
+
+def read_part(source: Source, options: TableOptions, ids: Sequence[str] = ("user", "item")) -> Part:
+    """Read one file.
+
+    Args:
+        ids: the columns of ids that must be there; times and ratings are read only along with both.
+
+    Raises:
+        UserError: if the file cannot be read, lacks a column, or has bad rows that are not to be dropped.
+    """
+    if source.is_parquet:
+        return read_parquet(source, options, ids)
+    if is_json(source):
+        return read_json_lines(source, options, ids)
+    return read_delimited(source, options, ids)

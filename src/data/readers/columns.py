@@ -1,0 +1,225 @@
+"""Which column of a table is the user, the item, the time and the rating: by its name, or by a look at the cells.
+
+What is certain is taken, and named in a note where the name is not the role's own. What the cells alone suggest is
+never taken: it stands in the error, as settings ready to be pasted.
+"""
+
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import UserError
+from ..table import TableOptions
+from . import times
+
+# Small letters and digits alone, see `simplified`; the first name of a row that is there is taken.
+KNOWN_NAMES = {
+    role: names.split()
+    for role, names in {
+        "user": "user userid uid reviewerid customerid visitorid sessionid session username memberid accountid"
+        " clientid",
+        "item": "item itemid iid movieid productid parentasin asin articleid bookid trackid businessid videoid newsid"
+        " aid songid gameid appid filmid recipeid artistid venueid locationid poiid contentid sku",
+        "time": "time timestamp unixtimestamp unixreviewtime ts datetime date eventtime createdat tdat unixtime epoch"
+        " eventtimestamp eventdate eventts dateadded createtime createdtime creationtime updatedat reviewtime"
+        " reviewdate clicktime watchtime watchedat playedat viewedat visittime visitdate orderdate ordertime"
+        " purchasedate purchasetime purchasedat transactiondate transactiontime interactiontime dt",
+        "rating": "rating ratings overall stars score reviewscore",
+    }.items()
+}
+LIST_NAMES = ["items", "itemids", "itemlist", "itemidlist", "itemsequence", "sequence", "history", "events"]
+TIME_LIST_NAMES = ["times", "timestamps", "timelist", "timestamplist"]
+ROLES = ("user", "item", "time")
+LISTS = {"space": re.compile(r"\w*\d\w*( \w*\d\w*)+"), "comma": re.compile(r"\[.*\]")}  # cells of several ids
+NAMES_SHOWN = 12
+
+Cells = Mapping[str, Sequence[str]]  # name of a column -> some of its cells
+
+
+def simplified(name: str) -> str:
+    """A column's name without capitals, blanks, `_`, and what RecBole writes behind a colon."""
+    return re.sub(r"[\W_]+", "", re.sub(r":\w+$", "", name.strip().lower()))
+
+
+def find(names: Sequence[str], role: str, options: TableOptions, lists: Collection[str] = ()) -> list[str]:
+    """Names of the columns that may have this role, the best first: the one that was given, or the usual ones.
+
+    Args:
+        lists: which of the columns hold lists.
+    """
+    given = getattr(options, role)
+    if given is not None:
+        return [given] if given in names else []
+    known = [simplified(name) for name in names]
+    found = [names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known]
+    if role == "item":
+        found += [name for name in names if name in lists and simplified(name) in LIST_NAMES]
+    if role == "time":
+        found += [name for name in names if name in lists and simplified(name) in TIME_LIST_NAMES]
+        found += [name for name in names if name.strip().lower().endswith("_dt") and name not in found]
+    return found
+
+
+def roles_of(options: TableOptions, ids: Sequence[str]) -> list[str]:
+    """What is to be read: times and ratings only along with both ids."""
+    roles = list(ids)
+    if len(ids) == 2:
+        roles += ["time"] if options.time is not False else []
+        roles += ["rating"] if options.min_rating is not None else []
+    return roles
+
+
+def choose(
+    cells: Cells, options: TableOptions, ids: Sequence[str], path: Path, lists: Collection[str] = ()
+) -> dict[str, str]:
+    """Name of the column in each role.
+
+    Args:
+        cells: every column of the table, in order, with the first of its cells.
+        lists: which of them hold lists.
+
+    Raises:
+        UserError: if one is missing or has two roles, or if the time may be a column that no name tells.
+    """
+    names = list(cells)
+    chosen, missing = {}, []
+    for role in roles_of(options, ids):
+        found, given = find(names, role, options, lists), getattr(options, role)
+        if found:
+            chosen[role] = found[0]
+        elif given is not None:
+            raise UserError(f"{path} has no column {given}, which data.columns.{role} names: found {listed(names)}")
+        elif role != "time":
+            missing.append(role)
+    if missing:
+        raise UserError(
+            f"{path} has no column {' and no column '.join(missing)}: found {listed(names)}; "
+            + proposal(cells, missing, chosen)
+        )
+    for name in chosen.values():
+        roles = [role for role in chosen if chosen[role] == name]
+        if len(roles) > 1:
+            raise UserError(f"{path}: the column {name} cannot be both {roles[0]} and {roles[1]}: name another one")
+    if "time" in roles_of(options, ids) and "time" not in chosen:
+        require_no_times(path, {name: cells[name] for name in cells if name not in chosen.values()})
+    return chosen
+
+
+def require_no_times(path: Path, others: Cells, places: bool = False) -> None:
+    """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows.
+
+    Raises:
+        UserError: with the settings to choose from.
+    """
+    found = [name for name, column in others.items() if times.look_like_times(column)]
+    if found:
+        ways = " or ".join(f"data.columns.time={shlex.quote(name)}" for name in found[:3])
+        what = "place" if places else "column"
+        raise UserError(
+            f"{path} has no known time column, but times in the {what} {found[0]}, such as"
+            f" {next(cell for cell in others[found[0]] if cell)}: set {ways}, or data.columns.time=false to take the"
+            " order of the rows"
+        )
+
+
+def proposal(cells: Cells, missing: Sequence[str], chosen: Mapping[str, str]) -> str:
+    """What to set where columns are not known by their names, ready to be pasted."""
+    guessed = guess_roles({name: column for name, column in cells.items() if name not in chosen.values()}, missing)
+    if not guessed.keys() >= set(missing):
+        if "rating" in missing:
+            return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
+        return (
+            "the header must name user, item and, if there is one, time; say what they are called with"
+            f" data.columns.{missing[0]}=NAME, or =1, =2, ... if there is no header line"
+        )
+    is_time_open = "time" not in chosen and len(missing) > 1
+    return (
+        f"say what they are called, such as {_pasted(guessed, is_time_open)}; or =1, =2, ... if there is no header line"
+    )
+
+
+def places(rows: Sequence[Sequence[str]]) -> str | None:
+    """Settings for a table without a header line, ready to be pasted; None if the first row may be a header line."""
+    first = rows[0]
+    if len(first) < 2 or not any(_is_value(cell) for cell in first):
+        return None
+    whole = [row for row in rows if len(row) == len(first)]
+    guessed = guess_roles({str(n): column for n, column in enumerate(zip(*whole, strict=True), 1)}, ("user", "item"))
+    return _pasted(guessed, True) if {"user", "item"} <= guessed.keys() else None
+
+
+def _pasted(guessed: Mapping[str, str], is_time_open: bool) -> str:
+    roles = [role for role in guessed if role in ROLES and (role != "time" or is_time_open)]
+    settings = [f"data.columns.{role}={shlex.quote(guessed[role])}" for role in ROLES if role in roles]
+    return " ".join([*settings, *([f"data.list_delimiter={guessed['list']}"] if "list" in guessed else [])])
+
+
+def guess_roles(cells: Cells, missing: Sequence[str]) -> dict[str, str]:
+    """Roles that the cells suggest: a time by its looks, then the first columns that may be ids.
+
+    The key `list` is there too if the items are lists in a cell: the name of what stands between them.
+    """
+    guessed = {}
+    time = next((name for name, column in cells.items() if times.look_like_times(column)), None)
+    if time is not None:
+        guessed["time"] = time
+    may_be_ids = [name for name, column in cells.items() if name != time and _may_be_ids(column)]
+    counts = [str(n) for n in range(1, 1000)]
+    # 1, 2, 3, ... down the rows numbers them, and a user comes more than once somewhere.
+    without_numbers = [
+        name for name in may_be_ids if len(cells[name]) < 3 or list(cells[name]) != counts[: len(cells[name])]
+    ]
+    if len(without_numbers) >= len([role for role in missing if role in ("user", "item")]):
+        may_be_ids = without_numbers
+    lists = {name: delimiter for name in may_be_ids if (delimiter := between(cells[name])) is not None}
+    if "item" in missing and lists:
+        guessed["item"], guessed["list"] = next(iter(lists.items()))
+        may_be_ids = [name for name in may_be_ids if name not in lists]
+    for role in ("user", "item"):
+        if role in missing and role not in guessed and may_be_ids:
+            guessed[role] = may_be_ids.pop(0)
+    return guessed
+
+
+def between(column: Sequence[str]) -> str | None:
+    """Name of the delimiter if every cell looks like a list of ids."""
+    return next(
+        (name for name, form in LISTS.items() if column and all(form.fullmatch(cell.strip()) for cell in column)), None
+    )
+
+
+def note_on_lists(path: Path, column: Sequence[str], options: TableOptions) -> list[str]:
+    """A warning if cells of items are read as one id each, but look like lists."""
+    delimiter = between(column) if options.list_delimiter is None else None
+    if delimiter is None:
+        return []
+    return [f"warning: {path} has {column[0][:60]!r} as one item: data.list_delimiter={delimiter} splits such cells"]
+
+
+def _may_be_ids(column: Sequence[str]) -> bool:
+    """Whether no cell is empty or a fraction."""
+    return bool(column) and all(cell.strip() and not re.fullmatch(r"-?\d*\.\d*[1-9]\d*", cell) for cell in column)
+
+
+def _is_value(cell: str) -> bool:
+    """Whether a cell is a number, a time or empty, as no name of a column is."""
+    return re.fullmatch(r"\s*|-?\d+([.,]\d+)?", cell) is not None or times.look_like_times([cell])
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def notes(columns: Mapping[str, str], names: Sequence[str], options: TableOptions) -> list[str]:
+    """Notes if columns were recognised that are not called as the documentation calls them, or could be others."""
+    told = []
+    for role, name in columns.items():
+        rivals = [other for other in find(names, role, options)[1:] if other not in columns.values()]
+        if name != role or rivals:
+            told.append(f"{name} as {role}" + (f" (not {', '.join(rivals)})" if rivals else ""))
+    lines = [f"columns     {', '.join(told)} (others with data.columns.user, item, time)"] if told else []
+    rating = find(names, "rating", options)
+    if "user" in columns and "item" in columns and options.min_rating is None and rating:
+        lines.append(f"ratings     {rating[0]} is not used: every row counts (data.min_rating=4 leaves lower ones out)")
+    return lines

@@ -1,0 +1,69 @@
+"""Settings that do not go together, each possible by itself."""
+
+from collections.abc import Iterator
+
+from .schema import Config, DataConfig, InferenceConfig, validation_metrics
+
+ROLES = ("user", "item", "time", "rating")
+
+
+def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
+    """A key, its value, and why it cannot be beside the others."""
+    yield from _contradictions_in_data(config.data)
+    model, training = config.model, config.training
+    if model.hidden_units % model.num_heads:
+        yield "model.hidden_units", model.hidden_units, f"it must be divisible by model.num_heads={model.num_heads}"
+    if model.mask_token_share + model.random_token_share > 1.0 + 1e-9:
+        why = f"with model.mask_token_share={model.mask_token_share} it adds up to more than 1"
+        yield "model.random_token_share", model.random_token_share, why
+    if training.loss != "softmax" and (training.weight_decay > 0.0 or training.optimizer != "adam"):
+        why = (
+            "it updates only the rows of items that a step touches, which needs training.optimizer=adam and"
+            " training.weight_decay=0.0"
+        )
+        yield "training.loss", training.loss, why
+    yield from _contradictions_in_inference(config.inference)
+    metrics = validation_metrics(config.evaluation.topk)
+    if training.monitor_metric not in metrics:
+        why = (
+            f"evaluation.topk={list(config.evaluation.topk)} gives {', '.join(metrics)}; add"
+            f" training.monitor_metric={metrics[1]}"
+        )
+        yield "training.monitor_metric", training.monitor_metric, why
+    if training.early_stopping and config.data.holdout == 0:
+        why = "data.holdout=0 leaves nothing to validate on; use data.holdout=1 or 2"
+        yield "training.early_stopping", True, why
+    if config.data.holdout and training.val_check_interval > training.num_epochs:
+        why = f"training.num_epochs={training.num_epochs} would end before the first validation"
+        yield "training.val_check_interval", f"{training.val_check_interval:g}", why
+    if config.data.window_stride is not None and config.data.window_stride > model.max_len:
+        why = f"above model.max_len={model.max_len} it would leave items out between the windows"
+        yield "data.window_stride", config.data.window_stride, why
+
+
+def _contradictions_in_data(data: DataConfig) -> Iterator[tuple[str, object, str]]:
+    given = [column for role in ROLES if (column := getattr(data.columns, role)) not in (None, False)]
+    places = [column for column in given if type(column) is int]
+    are_ids_places = type(data.columns.user) is int and type(data.columns.item) is int
+    if places and (len(places) < len(given) or not are_ids_places):
+        why = "without a header line user and item need places, and no column a name"
+        yield "data.columns", given, why
+    if data.history_lines and data.list_delimiter is not None:
+        why = "it goes without data.list_delimiter; data.delimiter says what stands between the items"
+        yield "data.history_lines", True, why
+    if data.history_lines and (given or data.min_rating is not None):
+        why = "a line has a user and items alone, so it goes without data.columns and data.min_rating"
+        yield "data.history_lines", True, why
+    if data.download_url is not None and data.download is None:
+        yield "data.download_url", data.download_url, "it is the address of what data.download names"
+    if data.download and data.generate_sample:
+        why = "data.generate_sample=true makes another table; choose one of them"
+        yield "data.download", data.download, why
+
+
+def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[str, object, str]]:
+    narrower = ("users", "history", "candidates", "exclude")
+    for job, others in (("evaluate", ("export", *narrower)), ("export", narrower)):
+        beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
+        if getattr(inference, job) and beside:
+            yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"

@@ -1,0 +1,297 @@
+"""The schema of `configs/bert4rec.yaml`: type, range and meaning of each setting, once.
+
+The YAML owns the values. It needs neither torch nor data, so that a mistake shows at once.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .fields import choice, choices, path, rate, section, setting, share, whole
+
+SCHEDULERS = ("none", "linear", "cosine")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
+LOSSES = ("softmax", "sampled_softmax", "gbce")
+OPTIMIZERS = ("adam", "adamw")
+LINEAR_INITS = ("normal", "xavier")
+LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
+PROTOCOLS = ("full", "uniform-100", "popularity-100")
+DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
+DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
+
+
+def _column(meaning: str, may_be_false: bool = False) -> Any:
+    way_out = "give a name, or the place of a column, the first being 1" + (", or false" if may_be_false else "")
+    return setting(
+        meaning,
+        way_out,
+        lambda value: (
+            value is None
+            or (isinstance(value, str) and value != "")
+            or (type(value) is int and value >= 1)
+            or (may_be_false and value is False)
+        ),
+    )
+
+
+def _delimiter(meaning: str, between: str) -> Any:
+    return setting(
+        meaning,
+        f"give what stands between {between}, such as {', '.join(DELIMITERS)}, or null",
+        lambda value: value != "" and not set(value) & set('"\r\n\x1f') and not value.isalnum(),
+    )
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return isinstance("".encode(name), bytes)  # hex and the like are codecs, but not of text
+    except (LookupError, ValueError):  # ValueError: no name at all, or a codec for nothing
+        return False
+
+
+def _is_time_format(text: str) -> bool:
+    try:
+        day = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+        return datetime.strptime(day.strftime(text), text).date() == day.date()
+    except ValueError:
+        return False
+
+
+def _is_interval(value: float) -> bool:
+    return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
+
+
+def _are_devices(value: Any) -> bool:
+    if isinstance(value, list):
+        return value != [] and all(type(index) is int for index in value)
+    return value == "auto" or (type(value) is int and value >= 1)
+
+
+@dataclass
+class ColumnsConfig:
+    user: Any = _column("null: user, user_id, userId, ... is recognised")
+    item: Any = _column("null: item, item_id, movieId, ... is recognised")
+    time: Any = _column(
+        "null: time, timestamp, ... is recognised; false: the order of the rows counts", may_be_false=True
+    )
+    rating: Any = _column("only read for min_rating")
+
+
+@dataclass
+class DataConfig:
+    data_dir: str = path("data folder")
+    data_file: str = path("a table of user, item and, if there is one, time: docs/data.md lists the formats")
+    items_file: str | None = path("CSV with the columns item and title: names the items in the report")
+    columns: ColumnsConfig = section()
+    delimiter: str | None = _delimiter(
+        "between the fields of a text, such as ; or :: or tab (null: detected)", "two fields"
+    )
+    quotes: bool = setting("fields may be in double quotes (false: a quote is a plain letter)")
+    list_delimiter: str | None = _delimiter(
+        "between items that share a cell, such as space or , (null: one item a cell)", "two items of a cell"
+    )
+    history_lines: bool = setting("true: each line is a user and all items, oldest first, without a header")
+    time_format: str | None = setting(
+        "of times as text, such as %d.%m.%Y %H:%M (null: numbers and ISO dates)",
+        "give year, month and day as Python's strptime has them, such as %d.%m.%Y %H:%M",
+        _is_time_format,
+    )
+    encoding: str = setting("of a text", "give utf-8, latin-1, cp949, utf-16 or the like", _is_encoding)
+    on_bad_rows: str = choice(
+        "rows without an id, with an unusable time, ...: error, or drop, which reports them", ("error", "drop")
+    )
+    min_rating: float | None = setting(
+        "rows rated lower are left out", "give a number, or null to leave ratings alone", math.isfinite
+    )
+    deduplicate: bool = setting("true: an item that follows itself in a history counts once")
+    download: str | None = choice(
+        "ml-100k, ml-1m, ml-20m, beauty or steam: fetched into data_dir, in place of data_file", DOWNLOADS
+    )
+    download_url: str | None = path("another address of that file")
+    cache: bool = setting("keep the prepared data in output_dir/cache, where the next run finds it")
+    generate_sample: bool = setting("write the built-in sample data set to data_dir/data_file first")
+    batch_size: int = whole("sequences in a training step, on each device", least=1)
+    min_interactions: int = whole("users with fewer are left out of training", least=1)
+    min_item_interactions: int = whole(
+        "items with fewer are left out, in turn with the users: 5 and 5 give the 5-core", least=1
+    )
+    holdout: int = setting(
+        "2: last item tests, the one before validates; 1: last item validates; 0: all train",
+        "give 2 (a test and a validation item), 1 (a validation item) or 0 (nothing)",
+        (0, 1, 2).__contains__,
+    )
+    window_stride: int | None = whole(
+        "null: the last max_len items; n: windows of max_len items, n apart, over the whole history", least=1
+    )
+    num_workers: int = whole("DataLoader worker processes (GPU only: on a CPU no core is idle for them)", least=0)
+
+    def __post_init__(self) -> None:
+        for name in ("delimiter", "list_delimiter"):  # as one types it in a shell
+            typed = getattr(self, name)
+            if isinstance(typed, str):
+                setattr(self, name, DELIMITERS.get(typed.lower(), typed.replace("\\t", "\t")))
+
+    @property
+    def path(self) -> Path:
+        """Where the table is."""
+        return Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+
+    @property
+    def table_options(self) -> dict[str, Any]:
+        """Arguments of `src.data.table.TableOptions`."""
+        names = ("delimiter", "quotes", "list_delimiter", "history_lines", "time_format", "encoding", "on_bad_rows")
+        others = ("min_rating", "deduplicate")
+        return {**vars(self.columns), **{name: getattr(self, name) for name in names + others}}
+
+
+@dataclass
+class ModelConfig:
+    hidden_units: int = whole("width; must be divisible by num_heads", least=1)
+    num_heads: int = whole("attention heads of each layer", least=1)
+    num_layers: int = whole("transformer blocks", least=1)
+    max_len: int = whole("longest input, the [MASK] to be predicted included", least=2)
+    dropout_rate: float = rate("after the embedding, on the attention, in the feed-forward network, on the residuals")
+    mask_prob: float = setting(
+        "chance of each item of a sequence to be chosen as a training target",
+        "give a number above 0 and not above 1",
+        lambda value: 0.0 < value <= 1.0,
+    )
+    share_embeddings: bool = setting("output layer tied to the item embedding")
+    mask_token_share: float = share("share of the chosen items that become [MASK]")
+    random_token_share: float = share("share of the chosen items that become a random item; the rest stay")
+    mask_last_share: float = share("share of the sequences in which only the last item is chosen, as in prediction")
+    attention_dropout_rate: float | None = rate("null: as dropout_rate")
+    ffn_dropout_rate: float | None = rate("inside the feed-forward network; null: as dropout_rate")
+    embedding_norm_first: bool = setting("true: LayerNorm before the embedding's dropout, as in the paper's code")
+    output_transform: bool = setting("true: Linear + GELU + LayerNorm before the output layer, as in the paper's code")
+    output_bias: bool = setting("true: a bias per item in the output layer, as in the paper")
+    linear_init: str = choice(
+        "weights of linear layers: normal, from N(0, 0.02), or xavier, which trains faster", LINEAR_INITS
+    )
+
+
+@dataclass
+class TrainingConfig:
+    num_epochs: int = whole("passes over the training sequences", least=1)
+    max_steps: int | None = whole(
+        "stop after so many optimiser steps, if num_epochs does not end training first", least=1
+    )
+    lr: float = setting("learning rate", "give a number above 0", lambda value: 0.0 < value < math.inf)
+    loss: str = choice("softmax over all tokens; from a sample of negatives: sampled_softmax or gbce", LOSSES)
+    num_negatives: int = whole("items in that sample, the same for all targets of a step", least=1)
+    negative_power: float = share("an item seen c times is drawn with a chance that goes with c ** power")
+    gbce_calibration: float = share("t of gSASRec: 0 is binary cross entropy, 1 gives calibrated probabilities")
+    optimizer: str = choice("adam (weight_decay is L2) or adamw (weight_decay is decoupled)", OPTIMIZERS)
+    weight_decay: float = setting(
+        "pulls weights towards zero at each step", "give 0 or a number above", lambda value: 0.0 <= value < math.inf
+    )
+    decay_norm_and_bias: bool = setting("false: no weight decay on LayerNorm and bias")
+    scheduler: str = choice("none, linear (to zero at the last step) or cosine (likewise)", SCHEDULERS)
+    warmup_steps: int = whole("the learning rate grows linearly over the first n steps", least=0)
+    gradient_clip: float | None = setting(
+        "largest norm of the gradient; null: not clipped",
+        "give a number above 0, or null for none",
+        lambda value: 0.0 < value < math.inf,
+    )
+    monitor_metric: str = setting("what best.ckpt is chosen by")
+    early_stopping: bool = setting("stop when monitor_metric no longer gets better")
+    early_stopping_patience: int = whole("validations without a better monitor_metric before training stops", least=1)
+    val_check_interval: float = setting(
+        "a whole number n: every n epochs; a fraction below 1: so much of an epoch",
+        "a whole number n means every n epochs, a fraction below 1 means that part of an epoch",
+        _is_interval,
+    )
+    accelerator: str = setting("auto, cpu, gpu, tpu, mps: where to compute")
+    devices: Any = setting(
+        "of each machine: auto, a number, or a list of indices; see docs/scale.md",
+        "give auto, a number of devices, or a list of device indices",
+        _are_devices,
+    )
+    num_nodes: int = whole("machines", least=1)
+    strategy: str = setting("how several of them share the work, as Lightning names it: ddp")
+    precision: str = choice(
+        "of the numbers; bf16-mixed is faster on devices made for it; on such CPUs if there are many items", PRECISIONS
+    )
+    checkpoint_every_n_steps: int | None = whole(
+        "null: last.ckpt is written after each epoch; n: after every n steps too", least=1
+    )
+    resume: Any = path(
+        "true: resume from last.ckpt of output_dir; auto: if it is there; or a checkpoint's path",
+        "give true, false, auto or a checkpoint path",
+        lambda value: isinstance(value, bool | str),
+    )
+    logger: list[str] = choices(
+        "also mlflow and wandb, where they are installed; []: none",
+        LOGGERS,
+        f"choose from {', '.join(LOGGERS)}, or give [] for none",
+    )
+
+
+@dataclass
+class EvaluationConfig:
+    topk: list[int] = setting(
+        "the K of HIT@K and NDCG@K",
+        "give whole numbers of at least 1, such as [5,10]",
+        lambda value: min(value, default=0) >= 1,
+    )
+    filter_seen: bool = setting("items of the user's history are no candidates")
+    protocols: list[str] = choices(
+        "add uniform-100, popularity-100: the target among 100 sampled items, in tables of their own",
+        PROTOCOLS,
+        f"choose full and, if you like, more of {', '.join(PROTOCOLS)}",
+        required=("full",),
+    )
+    batch_size: int = whole("users in one pass; changes no figure", least=1)
+    bootstrap: int = whole("times that users are drawn anew for the 95% intervals; 0: no intervals", least=0)
+    report: bool = setting("write report.html")
+
+
+@dataclass
+class InferenceConfig:
+    evaluate: bool = setting("true: rank the last item of each user and print the figures, instead of predicting")
+    checkpoint_path: str | None = path("null: the last checkpoint of output_dir")
+    output_path: str | None = path(
+        "null: predictions.csv, or evaluation.json, in output_dir; a .parquet predicts to Parquet"
+    )
+    users: str | None = path("a list of users: only these get a prediction, in its order; null: all of the table")
+    history: str | None = path("a table of histories to predict from instead of data_dir/data_file")
+    candidates: str | None = path("a list of items: only these may come; null: all that the model knows")
+    exclude: str | None = path("a list of items that may not come")
+    export: str | None = path(
+        "write the model to this .onnx file instead of predicting",
+        "give the name of a file that ends in .onnx",
+        lambda value: value.endswith(".onnx"),
+    )
+    topk: int = whole("items for each user", least=1)
+    exclude_seen: bool = setting("do not recommend what the user already has")
+    with_scores: bool = setting("add the columns score and rank")
+    batch_size: int = whole("users in one pass, on a CPU up to four times as many; changes no prediction", least=1)
+
+
+@dataclass
+class Config:
+    seed: int = setting(
+        "weights, masks, shuffling and dropout all follow from it",
+        "give a whole number from 0 to 4294967295",
+        lambda value: 0 <= value < 2**32,
+    )
+    auto: bool = setting("true, as experiment=auto has it: size the model and the batch by the data and the memory")
+    native: Any = setting(
+        "compiled CPU kernels (auto: if a C compiler exists | true: required | false: plain PyTorch)",
+        "give auto, true or false",
+        lambda value: value == "auto" or isinstance(value, bool),
+    )
+    output_dir: str = path("checkpoints, logs, metrics.json and predictions.csv go here")
+    data: DataConfig = section()
+    model: ModelConfig = section()
+    training: TrainingConfig = section()
+    evaluation: EvaluationConfig = section()
+    inference: InferenceConfig = section()
+
+
+def validation_metrics(topk: Iterable[int]) -> list[str]:
+    """Names that validation logs for these K, as `training.monitor_metric` takes them."""
+    return [f"val_{name}@{k}" for k in topk for name in ("hit", "ndcg")] + ["val_mrr"]
