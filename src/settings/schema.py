@@ -149,82 +149,76 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    hidden_units: int = whole("width; must be divisible by num_heads", least=1)
-    num_heads: int = whole("attention heads of each layer", least=1)
+    hidden_units: int = whole("hidden width (a multiple of num_heads)", least=1)
+    num_heads: int = whole("attention heads per block", least=1)
     num_layers: int = whole("transformer blocks", least=1)
-    max_len: int = whole("longest input, the [MASK] to be predicted included", least=2)
-    dropout_rate: float = rate("after the embedding, on the attention, in the feed-forward network, on the residuals")
+    max_len: int = whole("maximum input length, including the [MASK] to predict", least=2)
+    dropout_rate: float = rate("dropout after embedding, on attention, in feed-forward, on residuals")
     mask_prob: float = setting(
-        "chance of each item of a sequence to be chosen as a training target",
+        "probability that an item becomes a training target",
         "give a number above 0 and not above 1",
         lambda value: 0.0 < value <= 1.0,
     )
-    share_embeddings: bool = setting("output layer tied to the item embedding")
-    mask_token_share: float = share("share of the chosen items that become [MASK]")
-    random_token_share: float = share("share of the chosen items that become a random item; the rest stay")
-    mask_last_share: float = share("share of the sequences in which only the last item is chosen, as in prediction")
-    attention_dropout_rate: float | None = rate("null: as dropout_rate")
-    ffn_dropout_rate: float | None = rate("inside the feed-forward network; null: as dropout_rate")
-    embedding_norm_first: bool = setting("true: LayerNorm before the embedding's dropout, as in the paper's code")
-    output_transform: bool = setting("true: Linear + GELU + LayerNorm before the output layer, as in the paper's code")
-    output_bias: bool = setting("true: a bias per item in the output layer, as in the paper")
-    linear_init: str = choice(
-        "weights of linear layers: normal, from N(0, 0.02), or xavier, which trains faster", LINEAR_INITS
-    )
+    share_embeddings: bool = setting("tie the output layer to the item embedding")
+    mask_token_share: float = share("share of targets replaced by [MASK]")
+    random_token_share: float = share("share of targets replaced by a random item; the rest stay")
+    mask_last_share: float = share("share of sequences with only the last item masked")
+    attention_dropout_rate: float | None = rate("dropout on the attention (null: dropout_rate)")
+    ffn_dropout_rate: float | None = rate("dropout inside the feed-forward network (null: dropout_rate)")
+    embedding_norm_first: bool = setting("LayerNorm before the embedding's dropout (true: the paper's code)")
+    output_transform: bool = setting("Linear, GELU, LayerNorm before the output layer (true: the paper's code)")
+    output_bias: bool = setting("bias per item in the output layer (true: the paper)")
+    linear_init: str = choice("initial linear weights (normal: N(0, 0.02) | xavier: trains faster)", LINEAR_INITS)
 
 
 @dataclass
 class TrainingConfig:
     num_epochs: int = whole("passes over the training sequences", least=1)
-    max_steps: int | None = whole(
-        "stop after so many optimiser steps, if num_epochs does not end training first", least=1
-    )
+    max_steps: int | None = whole("stop after this many optimiser steps (null: no limit)", least=1)
     lr: float = setting("learning rate", "give a number above 0", lambda value: 0.0 < value < math.inf)
-    loss: str = choice("softmax over all tokens; from a sample of negatives: sampled_softmax or gbce", LOSSES)
-    num_negatives: int = whole("items in that sample, the same for all targets of a step", least=1)
-    negative_power: float = share("an item seen c times is drawn with a chance that goes with c ** power")
-    gbce_calibration: float = share("t of gSASRec: 0 is binary cross entropy, 1 gives calibrated probabilities")
-    optimizer: str = choice("adam (weight_decay is L2) or adamw (weight_decay is decoupled)", OPTIMIZERS)
+    loss: str = choice("training loss (softmax: all items | sampled_softmax, gbce: sampled negatives)", LOSSES)
+    num_negatives: int = whole("sampled negatives, shared by all targets of a step", least=1)
+    negative_power: float = share("sample items by count ** power (0: uniform | 1: by popularity)")
+    gbce_calibration: float = share("t of gSASRec (0: binary cross entropy | 1: calibrated probabilities)")
+    optimizer: str = choice("optimiser (adam: weight_decay is L2 | adamw: weight_decay is decoupled)", OPTIMIZERS)
     weight_decay: float = setting(
-        "pulls weights towards zero at each step", "give 0 or a number above", lambda value: 0.0 <= value < math.inf
+        "weight decay at each step", "give 0 or a number above", lambda value: 0.0 <= value < math.inf
     )
-    decay_norm_and_bias: bool = setting("false: no weight decay on LayerNorm and bias")
-    scheduler: str = choice("none, linear (to zero at the last step) or cosine (likewise)", SCHEDULERS)
-    warmup_steps: int = whole("the learning rate grows linearly over the first n steps", least=0)
+    decay_norm_and_bias: bool = setting("apply weight decay to LayerNorm and biases too")
+    scheduler: str = choice("learning-rate decay to zero at the last step (none | linear | cosine)", SCHEDULERS)
+    warmup_steps: int = whole("steps of linear learning-rate warm-up", least=0)
     gradient_clip: float | None = setting(
-        "largest norm of the gradient; null: not clipped",
+        "maximum gradient norm (null: no clipping)",
         "give a number above 0, or null for none",
         lambda value: 0.0 < value < math.inf,
     )
-    monitor_metric: str = setting("what best.ckpt is chosen by")
-    early_stopping: bool = setting("stop when monitor_metric no longer gets better")
-    early_stopping_patience: int = whole("validations without a better monitor_metric before training stops", least=1)
+    monitor_metric: str = setting("metric that chooses best.ckpt (val_ndcg@K | val_hit@K | val_mrr)")
+    early_stopping: bool = setting("stop when monitor_metric stops improving")
+    early_stopping_patience: int = whole("validations without improvement before training stops", least=1)
     val_check_interval: float = setting(
-        "a whole number n: every n epochs; a fraction below 1: so much of an epoch",
+        "epochs between validations (whole number | below 1: fraction of an epoch)",
         "a whole number n means every n epochs, a fraction below 1 means that part of an epoch",
         _is_interval,
     )
-    accelerator: str = setting("auto, cpu, gpu, tpu, mps: where to compute")
+    accelerator: str = setting("device type (auto | cpu | gpu | tpu | mps)")
     devices: Any = setting(
-        "of each machine: auto, a number, or a list of indices; see docs/scale.md",
+        "devices per machine (auto | number | list of indices); see docs/scale.md",
         "give auto, a number of devices, or a list of device indices",
         _are_devices,
     )
     num_nodes: int = whole("machines", least=1)
-    strategy: str = setting("how several of them share the work, as Lightning names it: ddp")
+    strategy: str = setting("distribution strategy, as in Lightning (auto | ddp | ...)")
     precision: str = choice(
-        "of the numbers; bf16-mixed is faster on devices made for it; on such CPUs if there are many items", PRECISIONS
+        "floating-point precision, as in Lightning (32-true | bf16-mixed | 16-mixed | ...)", PRECISIONS
     )
-    checkpoint_every_n_steps: int | None = whole(
-        "null: last.ckpt is written after each epoch; n: after every n steps too", least=1
-    )
+    checkpoint_every_n_steps: int | None = whole("write last.ckpt every n steps too (null: each epoch only)", least=1)
     resume: Any = path(
-        "true: resume from last.ckpt of output_dir; auto: if it is there; or a checkpoint's path",
+        "resume from last.ckpt (true | false | auto: if it exists | a checkpoint's path)",
         "give true, false, auto or a checkpoint path",
         lambda value: isinstance(value, bool | str),
     )
     logger: list[str] = choices(
-        "also mlflow and wandb, where they are installed; []: none",
+        "loggers (tensorboard, csv, mlflow, wandb | []: none)",
         LOGGERS,
         f"choose from {', '.join(LOGGERS)}, or give [] for none",
     )
@@ -233,58 +227,56 @@ class TrainingConfig:
 @dataclass
 class EvaluationConfig:
     topk: list[int] = setting(
-        "the K of HIT@K and NDCG@K",
+        "K of HIT@K and NDCG@K",
         "give whole numbers of at least 1, such as [5,10]",
         lambda value: min(value, default=0) >= 1,
     )
-    filter_seen: bool = setting("items of the user's history are no candidates")
+    filter_seen: bool = setting("exclude items of the user's history from the candidates")
     protocols: list[str] = choices(
-        "add uniform-100, popularity-100: the target among 100 sampled items, in tables of their own",
+        "rankings to compute (full | uniform-100 | popularity-100)",
         PROTOCOLS,
         f"choose full and, if you like, more of {', '.join(PROTOCOLS)}",
         required=("full",),
     )
-    batch_size: int = whole("users in one pass; changes no figure", least=1)
-    bootstrap: int = whole("times that users are drawn anew for the 95% intervals; 0: no intervals", least=0)
+    batch_size: int = whole("users per batch; does not change the figures", least=1)
+    bootstrap: int = whole("resamples of users for 95% intervals (0: no intervals)", least=0)
     report: bool = setting("write report.html")
 
 
 @dataclass
 class InferenceConfig:
-    evaluate: bool = setting("true: rank the last item of each user and print the figures, instead of predicting")
-    checkpoint_path: str | None = path("null: the last checkpoint of output_dir")
-    output_path: str | None = path(
-        "null: predictions.csv, or evaluation.json, in output_dir; a .parquet predicts to Parquet"
-    )
-    users: str | None = path("a list of users: only these get a prediction, in its order; null: all of the table")
-    history: str | None = path("a table of histories to predict from instead of data_dir/data_file")
-    candidates: str | None = path("a list of items: only these may come; null: all that the model knows")
-    exclude: str | None = path("a list of items that may not come")
+    evaluate: bool = setting("evaluate each user's last item instead of predicting")
+    checkpoint_path: str | None = path("checkpoint to use (null: last.ckpt of output_dir)")
+    output_path: str | None = path("output file, CSV or .parquet (null: in output_dir)")
+    users: str | None = path("file of users to predict for, in order (null: all)")
+    history: str | None = path("table of histories to predict from (null: data_dir/data_file)")
+    candidates: str | None = path("file of items that may be recommended (null: all)")
+    exclude: str | None = path("file of items never to recommend (null: none)")
     export: str | None = path(
-        "write the model to this .onnx file instead of predicting",
+        "write the model to this .onnx file instead (null: predict)",
         "give the name of a file that ends in .onnx",
         lambda value: value.endswith(".onnx"),
     )
-    topk: int = whole("items for each user", least=1)
-    exclude_seen: bool = setting("do not recommend what the user already has")
-    with_scores: bool = setting("add the columns score and rank")
-    batch_size: int = whole("users in one pass, on a CPU up to four times as many; changes no prediction", least=1)
+    topk: int = whole("recommended items per user", least=1)
+    exclude_seen: bool = setting("exclude seen items")
+    with_scores: bool = setting("add the columns rank and score")
+    batch_size: int = whole("users per batch (CPU: up to four times); does not change predictions", least=1)
 
 
 @dataclass
 class Config:
     seed: int = setting(
-        "weights, masks, shuffling and dropout all follow from it",
+        "seeds weights, masks, shuffling and dropout",
         "give a whole number from 0 to 4294967295",
         lambda value: 0 <= value < 2**32,
     )
-    auto: bool = setting("true, as experiment=auto has it: size the model and the batch by the data and the memory")
+    auto: bool = setting("choose model and batch size by data and memory")
     native: Any = setting(
         "compiled CPU kernels (auto: if a C compiler exists | true: required | false: plain PyTorch)",
         "give auto, true or false",
         lambda value: value == "auto" or isinstance(value, bool),
     )
-    output_dir: str = path("checkpoints, logs, metrics.json and predictions.csv go here")
+    output_dir: str = path("folder for checkpoints, logs, metrics.json and predictions.csv")
     data: DataConfig = section()
     model: ModelConfig = section()
     training: TrainingConfig = section()
