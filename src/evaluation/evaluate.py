@@ -79,9 +79,7 @@ def evaluate(config: Config) -> None:
     for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
         print(line)
     trainer = _trainer(config)
-    print(devices.line(devices.describe(trainer)))
-    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
-        print(f"note: {unused}")
+    print("\n".join(devices.lines(trainer, config.training.accelerator)))
 
     evaluation_set = EvaluationSet(
         held_out.tokens,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from ..data.interactions import Interactions
     from ..data.sequences import Sequences
     from ..data.vocabulary import Vocabulary
     from ..models import BERT4Rec
@@ -32,6 +31,7 @@ def predict(config: Config) -> None:
     from ..kernels import compiler
     from ..runs import checkpoint
     from ..runs.folder import RunFolder
+    from .inputs import encode_histories, read_barred, read_histories, say
 
     compiler.switch(config.native)
     if config.inference.evaluate:
@@ -54,7 +54,15 @@ def predict(config: Config) -> None:
     candidates = len(vocabulary) if is_barred is None else int((~is_barred[1:-1]).sum())
     if settings.topk > candidates:
         say(f"warning: inference.topk={settings.topk}, but there are {candidates:,} items: users get fewer rows")
-    rows = write_predictions(config, model, vocabulary, interactions.user_ids, sequences, is_barred, output_path)
+    rows = write_predictions(
+        config,
+        model=model,
+        vocabulary=vocabulary,
+        user_ids=interactions.user_ids,
+        sequences=sequences,
+        is_barred=is_barred,
+        output_path=output_path,
+    )
     if settings.checkpoint_path is None and folder.best.exists():
         better = cli.command("predict", f"inference.checkpoint_path={folder.best}", also=("inference.",))
         say(f"note: this was the last epoch; for the best one by validation: {better}")
@@ -78,88 +86,9 @@ def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:
         print(f"written     {written}, {written.stat().st_size:,} bytes")
 
 
-def read_histories(config: Config) -> "Interactions":
-    """The table to predict from, of the users asked for."""
-    from pathlib import Path
-
-    from ..data import id_forms
-    from ..data.from_settings import read_table
-    from ..data.id_lists import read_ids
-    from ..data.sequences import select_users
-
-    history = config.inference.history
-    table = config.data.path if history is None else Path(history).expanduser()
-    interactions = read_table(config, table if history is not None else None)
-    if config.inference.users is None:
-        return interactions
-    known = interactions.user_ids
-    interactions, is_there = select_users(interactions, read_ids(Path(config.inference.users).expanduser(), "user"))
-    if not is_there.all():
-        absent = interactions.user_ids.filter(~is_there)
-        say(
-            f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}"
-            f"{id_forms.near(absent, known)}"
-        )
-    return interactions
-
-
-def encode_histories(interactions: "Interactions", vocabulary: "Vocabulary") -> "Sequences":
-    from ..data import id_forms
-    from ..data.sequences import encode
-
-    sequences, dropped = encode(interactions, vocabulary)
-    if matched := id_forms.matched(interactions.item_ids, vocabulary.ids):
-        say(f"ids         {matched}")
-    if dropped.any():
-        unknown = interactions.item_ids.filter(dropped > 0)
-        say(
-            f"warning: {dropped.sum():,} interactions with {len(unknown):,} items that the model does not know are left"
-            f" out: {first_few(unknown)}{id_forms.near(unknown, vocabulary.ids)}"
-        )
-    is_new = sequences.histories.lengths == 0
-    if is_new.any():
-        say(f"warning: {is_new.sum():,} users have no known item and get the most popular ones")
-    return sequences
-
-
-def read_barred(config: Config, vocabulary: "Vocabulary") -> "np.ndarray | None":
-    """Which tokens no user may get, by inference.candidates and inference.exclude: [num_items + 2] bool, or None."""
-    from ..data.id_lists import barred_tokens
-    from ..errors import UserError
-
-    allowed = read_items("inference.candidates", config.inference.candidates, vocabulary)
-    blocked = read_items("inference.exclude", config.inference.exclude, vocabulary)
-    is_barred = barred_tokens(len(vocabulary), allowed, blocked)
-    if is_barred is not None and is_barred[1:-1].all():
-        raise UserError(
-            "inference.candidates and inference.exclude leave no item that the model knows: their ids must be those of"
-            " the table that it was trained on"
-        )
-    return is_barred
-
-
-def read_items(key: str, name: str | None, vocabulary: "Vocabulary") -> "np.ndarray | None":
-    """Tokens of a list of items, 0 for what the model does not know; None if no list is given."""
-    from pathlib import Path
-
-    from ..data import id_forms
-    from ..data.id_lists import read_ids
-
-    if name is None:
-        return None
-    ids = read_ids(Path(name).expanduser(), "item")
-    tokens = vocabulary.encode(ids)
-    unknown = ids.filter(tokens == 0)
-    if len(unknown):
-        say(
-            f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}"
-            f"{id_forms.near(unknown, vocabulary.ids)}"
-        )
-    return tokens
-
-
 def write_predictions(
     config: Config,
+    *,
     model: "BERT4Rec",
     vocabulary: "Vocabulary",
     user_ids: "pa.StringArray",
@@ -177,6 +106,7 @@ def write_predictions(
     from ..runs import devices
     from ..runs.freed_memory import FreedMemory
     from ..runs.progress import Progress
+    from .inputs import say
     from .writer import PredictionWriter
 
     settings = config.inference
@@ -201,9 +131,7 @@ def write_predictions(
         callbacks=[writer, FreedMemory(), Progress()],
         enable_model_summary=False,
     )
-    say(devices.line(devices.describe(trainer)))
-    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
-        say(f"note: {unused}")
+    say("\n".join(devices.lines(trainer, config.training.accelerator)))
     history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
     in_order = OrderedBatches(
         np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False
@@ -211,17 +139,6 @@ def write_predictions(
     loader = DataLoader(history_set, sampler=in_order, batch_size=None)
     trainer.predict(model, loader, return_predictions=False)
     return writer.rows
-
-
-def say(line: str) -> None:
-    """Print it, once however many processes there are; Lightning, which knows, has to be imported by then."""
-    from lightning_utilities.core.rank_zero import rank_zero_only
-
-    rank_zero_only(print)(line)
-
-
-def first_few(ids: "pa.StringArray") -> str:
-    return ", ".join(ids[:5].to_pylist()) + (", ..." if len(ids) > 5 else "")
 
 
 def main() -> None:

@@ -34,9 +34,16 @@ def describe(trainer: "pl.Trainer") -> dict[str, str]:
     return {"device": name(device, trainer.world_size, str(trainer.precision)), "precision": str(trainer.precision)}
 
 
-def line(described: dict[str, str]) -> str:
-    """What `describe` found, as a line of the scripts' output."""
-    return f"device      {described['device']}, {described['precision']}"
+def lines(trainer: "pl.Trainer", accelerator: str) -> list[str]:
+    """What `describe` finds, as a line of the scripts' output, and a note if a device here is left unused.
+
+    Args:
+        accelerator: `training.accelerator`.
+    """
+    described = describe(trainer)
+    said = [f"device      {described['device']}, {described['precision']}"]
+    note = unused(trainer.strategy.root_device.type, accelerator)
+    return said if note is None else [*said, f"note: {note}"]
 
 
 def name(device: "torch.device", processes: int = 1, precision: str = "32-true") -> str:

@@ -84,10 +84,7 @@ def fit_and_evaluate(config: Config) -> float | None:
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build.build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
-    say(devices.line(devices.describe(trainer)))
-    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
-        say(f"note: {unused}")
-    say("", flush=True)
+    say("\n".join([*devices.lines(trainer, config.training.accelerator), ""]), flush=True)
     if trainer.world_size > 1 and config.training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
         raise UserError(
             f"training.loss={config.training.loss} on several devices needs training.strategy=ddp, not"

@@ -34,11 +34,16 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bf16-mixed", "plain PyTorch, bf16-mixed"),
     ],
 )
-def test_a_cpu_is_named_with_threads_memory_precision_and_kernels(precision: Any, ending: str) -> None:
+def test_a_cpu_is_named_with_threads_memory_precision_and_kernels(
+    precision: Any, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, precision=precision)
-    described = devices.describe(trainer)
-    assert devices.line(described) == f"device      CPU, AMD EPYC 7713, 2 threads, 23 GiB, {ending}"
-    assert described["precision"] == precision
+    monkeypatch.setattr(devices, "unused", lambda device, accelerator: None)
+    line = f"device      CPU, AMD EPYC 7713, 2 threads, 23 GiB, {ending}"
+    assert devices.lines(trainer, "cpu") == [line]
+    assert devices.describe(trainer)["precision"] == precision
+    monkeypatch.setattr(devices, "unused", lambda device, accelerator: f"something beside {device}, {accelerator}")
+    assert devices.lines(trainer, "auto") == [line, "note: something beside cpu, auto"]
 
 
 def test_without_a_compiler_plain_pytorch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
