@@ -106,6 +106,18 @@ def choose(
     return chosen
 
 
+def require_one_each(path: Path, names: Sequence[str], options: TableOptions, ids: Sequence[str]) -> None:
+    """Refuse a table in which a column that is needed stands twice.
+
+    Raises:
+        UserError: with its name.
+    """
+    for role in roles_of(options, ids):
+        for name in find(names, role, options)[:1]:
+            if names.count(name) > 1:
+                raise UserError(f"{path} has the column {name} more than once: keep one of them")
+
+
 def require_no_times(path: Path, others: Cells, places: bool = False) -> None:
     """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows.
 

@@ -71,7 +71,7 @@ def find_layout(source: Source, options: TableOptions, ids: Sequence[str]) -> La
             f"{path} has no {options.delimiter!r} in its first line, {lines[0][:60]!r}: change data.delimiter"
         )
     cells = _by_column(header, rows)
-    _require_one_each(path, header, options, ids)
+    columns.require_one_each(path, header, options, ids)
     chosen = columns.choose(cells, options, ids, path)
     notes = columns.notes(chosen, header, options)
     notes += columns.note_on_lists(path, cells.get(chosen.get("item", ""), []), options)
@@ -118,13 +118,6 @@ def _by_column(header: Sequence[str], rows: list[list[str]]) -> dict[str, list[s
     for place, name in enumerate(header):
         cells.setdefault(name, [row[place] for row in whole])
     return cells
-
-
-def _require_one_each(path: Path, header: list[str], options: TableOptions, ids: Sequence[str]) -> None:
-    for role in columns.roles_of(options, ids):
-        for name in columns.find(header, role, options)[:1]:
-            if header.count(name) > 1:
-                raise UserError(f"{path} has the column {name} more than once: keep one of them")
 
 
 def _of_places(

@@ -30,7 +30,8 @@ def read_parquet(source: Source, options: TableOptions, ids: Sequence[str]) -> P
         with pyarrow.parquet.ParquetFile(file_or_path) as file:
             found = lists.places(file.schema_arrow)
             listed = {name for name, place in found.items() if place.is_list}
-            names = _require_one_each(path, file.schema_arrow.names, options, ids)
+            names = file.schema_arrow.names
+            columns.require_one_each(path, names, options, ids)
             head = next(file.iter_batches(ROWS_LOOKED_AT), None)
             cells = {name: _cells(head, place) for name, place in found.items()}
             chosen = columns.choose(cells, options, ids, path, listed)
@@ -90,14 +91,6 @@ def from_batches(
         table = pa.table([rows.as_text(column) for column in table.columns], names=table.column_names)
     part = rows.finish(path, table, options, notes, bad, row_numbers, not is_clean, has_cells)
     return lists.split_cells(part, options, path) if has_cells else part
-
-
-def _require_one_each(path: Path, names: list[str], options: TableOptions, ids: Sequence[str]) -> list[str]:
-    for role in columns.roles_of(options, ids):
-        for name in columns.find(names, role, options)[:1]:
-            if names.count(name) > 1:
-                raise UserError(f"{path} has the column {name} more than once: keep one of them")
-    return names
 
 
 def _cells(batch: pa.RecordBatch | None, place: lists.Place) -> list[str]:
