@@ -3,7 +3,7 @@
 python predict_bert4rec.py data.data_dir=FOLDER data.data_file=FILE inference.topk=20
 """
 
-from src.predict import main
+from src.prediction.predict import main
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
 python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
-from src.train import main
+from src.training.train import main
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .recommender import Recommender
+    from .prediction.recommender import Recommender
 
 __all__ = ["Recommender"]
 
@@ -11,7 +11,7 @@ __all__ = ["Recommender"]
 def __getattr__(name: str) -> object:
     """`from src import Recommender` without torch for those who import `src` for something else."""
     if name == "Recommender":
-        from .recommender import Recommender
+        from .prediction.recommender import Recommender
 
         return Recommender
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something that the person who runs the program can mend: a setting, a table, a checkpoint, a learning rate.
+    """Something that the person who runs the program can fix: a setting, a table, a checkpoint, a learning rate.
 
     The message is one line that says what is wrong, where, and the way out; the scripts print it and exit with code 1.
     """

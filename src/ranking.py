@@ -1,4 +1,4 @@
-"""Candidates, ranks, metrics and top-K: the one place for evaluation and prediction alike.
+"""Candidates, ranks and top-K: the one place for evaluation and prediction alike.
 
 B batch, V tokens (num_items + 2), S seen pairs, K length of the list. Ranks are 0-based: 0 is the best place.
 """
@@ -190,40 +190,3 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best, places = scores.gather(1, considered).topk(k, dim=1)
         items = considered.gather(1, places)
     return items.masked_fill(best == EXCLUDED, PAD), best
-
-
-def hit(ranks: Tensor, k: int) -> Tensor:
-    """HIT@K of each rank: 1 within the first K places, else 0; with one target a user this is Recall@K.
-
-    As all metrics in float64, and so on the CPU: some devices, such as Apple's, have no float64. Same shape as `ranks`.
-    """
-    return (ranks.cpu() < k).double()
-
-
-def ndcg(ranks: Tensor, k: int) -> Tensor:
-    """NDCG@K of each rank: 1 / log2(rank + 2) within the first K places, else 0. Same shape as `ranks`."""
-    return hit(ranks, k) / torch.log2(ranks.cpu().double() + 2.0)
-
-
-def reciprocal_rank(ranks: Tensor) -> Tensor:
-    """1 / (rank + 1), whose mean is MRR. Same shape as `ranks`."""
-    return 1.0 / (ranks.cpu().double() + 1.0)
-
-
-def metrics(ranks: Tensor, topk: list[int], prefix: str) -> dict[str, float]:
-    """Means over users: `{prefix}hit@K` and `{prefix}ndcg@K` for each K, and `{prefix}mrr`.
-
-    Args:
-        ranks: [users] int64, every user once, so that the figures do not depend on the batch size.
-    """
-    return {f"{prefix}{name}": values.mean().item() for name, values in metrics_by_user(ranks, topk).items()}
-
-
-def metrics_by_user(ranks: Tensor, topk: list[int]) -> dict[str, Tensor]:
-    """What `metrics` takes the means of: `hit@K`, `ndcg@K` and `mrr` of each user, [users] each."""
-    values: dict[str, Tensor] = {}
-    ranks = ranks.cpu()  # once
-    for k in topk:
-        values[f"hit@{k}"] = hit(ranks, k)
-        values[f"ndcg@{k}"] = ndcg(ranks, k)
-    return values | {"mrr": reciprocal_rank(ranks)}

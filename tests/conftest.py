@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from src.native import compiler
+from src.kernels import compiler
 
 
 @pytest.fixture(scope="session", autouse=True)

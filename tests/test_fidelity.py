@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from src import ranking
+from src import metrics, ranking
 from src.data import BERT4RecDataModule, masking
 from src.errors import UserError
 from src.models import BERT4Rec
-from src.models.bert4rec import lr_factor
+from src.models.optimizer import lr_factor
 from tests.models.test_bert4rec import Recorder, loader, make_batch, quiet_trainer, write_table
 from tests.models.test_network import erf_gelu, plain_hidden, plain_norm, tanh_gelu
 
@@ -239,4 +239,4 @@ def test_10_ranking_is_fair(tmp_path: Path) -> None:
         broken = torch.full_like(scores, math.nan)
         with pytest.raises(UserError, match="NaN"):
             ranking.candidate_scores(broken, batch.seen_rows, batch.seen_items)
-    assert within(ranking.metrics(torch.cat(ranks), [10], "")["hit@10"], chance / 700, 700)
+    assert within(metrics.means(torch.cat(ranks), [10], "")["hit@10"], chance / 700, 700)

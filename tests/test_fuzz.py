@@ -14,11 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import checkpoint, cli, resume
+from src.command_line import cli
 from src.data.interactions import read_interactions
 from src.errors import UserError
+from src.runs import checkpoint
 from src.settings import known_keys, parse
-from src.train import train
+from src.training import resume
+from src.training.train import train
 from tests.scripts.conftest import ROOT, TINY, call, make_rows, train_here, write_table
 
 SECONDS = 20  # that no single case may take
@@ -141,7 +143,7 @@ def fuzz_contents(written: Path, tmp_path: Path, cases: int) -> int:
 
 
 def fuzz_resumes(written: Path, tmp_path: Path, cases: int) -> int:
-    """Training that goes on from a checkpoint whose state of training is not what it was."""
+    """Training resumed from a checkpoint whose state of training is not what it was."""
     generator, path = random.Random(5), tmp_path / "state.ckpt"
     whole = torch.load(written, weights_only=True)
     heavy = {key: whole.pop(key) for key in ("state_dict", "hyper_parameters", "BERT4RecDataModule")}

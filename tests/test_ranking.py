@@ -1,6 +1,7 @@
 """Candidates, ranks, metrics and top-K against sorting in plain Python."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import ranking
+from src import metrics, ranking
 from src.errors import UserError
+from src.kernels import compiler, door
+from src.kernels.ranks import linear_target_ranks
 from src.models.network import Architecture, Network
-from src.native import compiler, door
 
 ITEMS = 7
 
@@ -187,6 +189,30 @@ def test_large_finite_scores_have_ranks_though_their_sum_is_infinite(native: str
     assert ranked(native, torch.ones(1, 1), weight, None, torch.tensor([2]), NONE, NONE).tolist() == [2]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [2, 20, 40, 512])
+def test_ranks_do_not_depend_on_what_the_memory_held_before(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compiler.library(dtype)
+    if library is None:
+        pytest.skip("there is no C compiler")
+    original = torch.Tensor.new_empty
+
+    def used_before(tensor: torch.Tensor, *sizes: Any, **options: Any) -> torch.Tensor:
+        made = original(tensor, *sizes, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -1)
+
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(rows, 3, dtype=dtype), torch.randn(9, 3, dtype=dtype)
+    targets = torch.randint(1, 8, (rows,))
+    expected = ranking.target_ranks(ranking.candidate_scores(hidden @ weight.t(), NONE, NONE), targets)
+    monkeypatch.setattr(torch.Tensor, "new_empty", used_before)
+    ranks = linear_target_ranks(library, hidden, weight, None, targets, NONE, NONE)
+    assert ranks is not None
+    assert torch.equal(ranks, expected)
+
+
 @pytest.mark.parametrize("width", [16, 33, 64])
 @pytest.mark.parametrize("native", ["0", "auto"])
 def test_an_item_with_the_same_row_ties(native: str, width: int) -> None:
@@ -237,32 +263,32 @@ def excluded_target_ranks() -> torch.Tensor:
 
 def test_an_excluded_target_comes_behind_every_candidate() -> None:
     assert excluded_target_ranks().item() >= ITEMS - 2
-    assert ranking.metrics(excluded_target_ranks(), [ITEMS - 2], "")["hit@5"] == 0.0
+    assert metrics.means(excluded_target_ranks(), [ITEMS - 2], "")["hit@5"] == 0.0
 
 
 def test_an_excluded_target_is_no_hit_even_where_k_is_larger_than_the_catalogue() -> None:
     """No list of recommendations could have it."""
-    assert ranking.metrics(excluded_target_ranks(), [100], "")["hit@100"] == 0.0
+    assert metrics.means(excluded_target_ranks(), [100], "")["hit@100"] == 0.0
 
 
 def test_k_larger_than_the_catalogue_hits_every_candidate() -> None:
     ranks = ranking.target_ranks(candidates([[1.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0, 9.0]], [{1}]), torch.tensor([6]))
     assert ranks.tolist() == [5]
-    figures = ranking.metrics(ranks, [100], "val_")
+    figures = metrics.means(ranks, [100], "val_")
     assert figures == pytest.approx({"val_hit@100": 1.0, "val_ndcg@100": 1 / math.log2(7), "val_mrr": 1 / 6})
 
 
 def test_formulas() -> None:
     ranks = torch.tensor([0, 1, 2, 9, 10])
-    assert ranking.hit(ranks, 10).tolist() == [1, 1, 1, 1, 0]
-    assert ranking.hit(ranks, 1).tolist() == [1, 0, 0, 0, 0]
+    assert metrics.hit(ranks, 10).tolist() == [1, 1, 1, 1, 0]
+    assert metrics.hit(ranks, 1).tolist() == [1, 0, 0, 0, 0]
     expected = [1.0, 1 / math.log2(3), 0.5, 1 / math.log2(11), 0.0]
-    assert ranking.ndcg(ranks, 10).tolist() == pytest.approx(expected, abs=1e-15)
-    assert ranking.reciprocal_rank(ranks).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10, 1 / 11], abs=1e-15)
+    assert metrics.ndcg(ranks, 10).tolist() == pytest.approx(expected, abs=1e-15)
+    assert metrics.reciprocal_rank(ranks).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10, 1 / 11], abs=1e-15)
 
 
 def test_metrics_are_means_over_users_in_order_of_k() -> None:
-    figures = ranking.metrics(torch.tensor([0, 3, 4, 700]), [5, 1], "test_")
+    figures = metrics.means(torch.tensor([0, 3, 4, 700]), [5, 1], "test_")
     assert list(figures) == ["test_hit@5", "test_ndcg@5", "test_hit@1", "test_ndcg@1", "test_mrr"]
     expected = [3 / 4, (1 + 1 / math.log2(5) + 1 / math.log2(6)) / 4, 1 / 4, 1 / 4, (1 + 1 / 4 + 1 / 5 + 1 / 701) / 4]
     assert list(figures.values()) == pytest.approx(expected, abs=1e-15)
@@ -272,7 +298,7 @@ def test_metrics_are_means_over_users_in_order_of_k() -> None:
 @settings(max_examples=50, deadline=None)
 def test_metrics_equal_plain_numpy(ranks: list[int], k: int) -> None:
     array = np.array(ranks)
-    figures = ranking.metrics(torch.tensor(ranks), [k], "")
+    figures = metrics.means(torch.tensor(ranks), [k], "")
     assert figures[f"hit@{k}"] == pytest.approx(np.mean(array < k))
     assert figures[f"ndcg@{k}"] == pytest.approx(np.mean(np.where(array < k, 1 / np.log2(array + 2), 0)))
     assert figures["mrr"] == pytest.approx(np.mean(1 / (array + 1)))
@@ -286,7 +312,7 @@ def test_a_random_scorer_hits_as_often_as_chance() -> None:
     shuffled = torch.rand(users, items, generator=generator).argsort(dim=1) + 1
     rows = torch.arange(users).repeat_interleave(seen_items)
     scores = ranking.candidate_scores(scores, rows, shuffled[:, :seen_items].flatten())
-    hit = ranking.metrics(ranking.target_ranks(scores, shuffled[:, seen_items]), [10], "")["hit@10"]
+    hit = metrics.means(ranking.target_ranks(scores, shuffled[:, seen_items]), [10], "")["hit@10"]
     chance = 10 / (items - seen_items)
     assert abs(hit - chance) < 4 * math.sqrt(chance * (1 - chance) / users)
 

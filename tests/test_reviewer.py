@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from src import ranking
 from src.models import BERT4Rec
 from src.settings import parse
-from src.train import build_data, train
+from src.training.build import build_data
+from src.training.train import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MAX_LEN, HIDDEN, HEADS = 7, 12, 3

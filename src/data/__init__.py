@@ -1,4 +1,8 @@
-"""From a table of interactions to batches."""
+"""Data: tables of any form to sequences of tokens, and sequences to batches.
+
+In: files and `TableOptions`. Out: `Interactions`, `Sequences`, a `Vocabulary`, batches, the Lightning data module.
+May import: settings and runs, both only in `from_settings.py`.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -116,7 +116,7 @@ class OrderedBatches(Sampler[Indices]):
     A process for which there is none gets an empty batch.
 
     Args:
-        order: [E] int64, the rows in the order wanted.
+        order: [E] int64, the rows in their order.
         in_turn: whether the processes get the batches in turn, or each a stretch of them, the first the first.
     """
 

@@ -25,7 +25,7 @@ from .batching import (
     ShuffledBatches,
     TrainingSet,
 )
-from .prepared import load_training_data
+from .loading import load_training_data
 from .sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
 from .table import TableOptions
 from .vocabulary import Vocabulary
@@ -219,7 +219,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return {"vocabulary": self.vocabulary.state_dict(), "table": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other data.
+        """Refuse to resume with other data.
 
         Raises:
             UserError: if the items or the interactions are not those of the checkpoint.

@@ -20,10 +20,10 @@ import pyarrow.csv
 from filelock import FileLock
 from tqdm import tqdm
 
+from ..atomic_files import part_of
 from ..errors import UserError
-from ..files import part_of
 
-TRIES = 3  # a broken download goes on where it stopped
+TRIES = 3  # a broken download resumes where it stopped
 TIMEOUT = 30.0  # seconds without an answer
 BLOCK = 2**18
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -150,7 +150,7 @@ def _download(archive: Archive, url: str, file: Path) -> None:
             reason = " ".join(str(getattr(error, "reason", error)).split())
             if attempt == TRIES or isinstance(error, ValueError):
                 have = part.stat().st_size if part.exists() else 0
-                kept = f"; {have:,} bytes are kept in {part}, and the same command goes on from there" if have else ""
+                kept = f"; {have:,} bytes are kept in {part}, and the same command resumes there" if have else ""
                 raise UserError(
                     f"{url} cannot be downloaded ({reason}){kept}; or give another address with data.download_url=URL,"
                     f" or put the file at {file}"
@@ -167,7 +167,7 @@ def _download(archive: Archive, url: str, file: Path) -> None:
 
 
 def _fetch_rest(url: str, part: Path) -> None:
-    """Download what is missing of `part`; a server that cannot go on from there is asked for all of it."""
+    """Download what is missing of `part`; a server that cannot resume there is asked for all of it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from . import files, id_forms
-from .readers import read_part
+from . import id_forms
+from .readers import read_part, sources
 from .readers.times import UNIT_NAMES, unit_of
 from .table import IDS, Part, TableOptions
 
@@ -120,9 +120,9 @@ def read_ids(path: Path, role: str, options: TableOptions | None = None) -> pa.S
 
 def _read_parts(path: Path, options: TableOptions, ids: tuple[str, ...]) -> list[Part]:
     parts = []
-    for file in files.find(path):
+    for file in sources.find(path):
         before = file.stat()
-        parts.append(read_part(files.load(file), options, ids))
+        parts.append(read_part(sources.load(file), options, ids))
         after = file.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise UserError(f"{file} was changed while it was read: run again once it is whole")

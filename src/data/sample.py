@@ -25,7 +25,7 @@ import pyarrow.csv
 import torch
 from numpy.typing import NDArray
 
-from .. import ranking
+from .. import metrics
 from ..errors import UserError
 
 USERS = 6000
@@ -72,7 +72,7 @@ def write(path: Path, seed: int) -> None:
     )
     part = path.with_name(path.name + ".part")
     pyarrow.csv.write_csv(table, part)
-    figures = ranking.metrics(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
+    figures = metrics.means(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
     best_path.write_text(json.dumps({"seed": seed, "sha256": _sha256(part), "figures": figures}, indent=2) + "\n")
     os.replace(part, path)
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ..errors import UserError
-from . import files, id_forms
-from .readers import columns, layout
+from . import id_forms
+from .readers import columns, layout, sources
 from .readers.encodings import as_utf8
 from .table import TableOptions, one_line
 
@@ -56,7 +56,7 @@ def read_titles(path: str | None) -> Titles:
         )
     if not file.stat().st_size:
         raise UserError(f"{file} is empty: name a CSV with the columns item and title with data.items_file=FILE")
-    source, _ = as_utf8(files.load(file), TableOptions())
+    source, _ = as_utf8(sources.load(file), TableOptions())
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
     delimiter, names = _header(source)
@@ -73,7 +73,7 @@ def read_titles(path: str | None) -> Titles:
     return Titles(dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)))
 
 
-def _header(source: files.Source) -> tuple[str, dict[str, str]]:
+def _header(source: sources.Source) -> tuple[str, dict[str, str]]:
     """The delimiter, and the names of the columns item and title."""
     lines = layout.first_lines(source)[:1] or [""]
     best: tuple[str, dict[str, str]] = ",", {}

@@ -1,4 +1,8 @@
-"""The network and its training."""
+"""Models: the transformer as plain modules, its losses and optimisers, and the LightningModule around it.
+
+In: batches. Out: losses, scores, ranks. `network.py` alone is the reference of what is computed.
+May import: kernels, and only `bert4rec.py` does, through their one door.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,41 +1,22 @@
 """BERT4Rec as a LightningModule: loss, steps, optimiser and prediction around `src.models.network.Network`."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from .. import ranking
-from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch, mask_token
-from ..native import door
+from .. import metrics, ranking
+from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch
+from ..kernels import door
 from . import losses
-from .exchange import mean_over_processes
+from .gathered_ranks import Ranks
+from .gradient_exchange import mean_over_processes
+from .histories import batch_of
 from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
-from .optimizer import RowwiseAdam, can_fuse, leave_scaling_to_scaler
-
-
-class Ranks(Metric):
-    """The rank of every user's target, gathered from all processes; every metric follows from it."""
-
-    full_state_update = False
-    ranks: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("ranks", default=[], dist_reduce_fx="cat")
-
-    def update(self, ranks: Tensor) -> None:
-        """Add [B] int64 ranks."""
-        self.ranks.append(ranks)
-
-    def compute(self) -> Tensor:
-        """[users] int64 on the CPU, sorted, so that no sum over them depends on who ranked whom."""
-        return dim_zero_cat(self.ranks).cpu().sort().values
+from .optimizer import RowwiseAdam, can_fuse, clip_norm, leave_scaling_to_scaler, lr_factor
 
 
 class BERT4Rec(pl.LightningModule):
@@ -145,8 +126,7 @@ class BERT4Rec(pl.LightningModule):
 
     def forward(self, sequences: Tensor) -> Tensor:
         """Logits for every token at every position: [B, L] int64 -> [B, L, num_items + 2], indexed by token id."""
-        logits: Tensor = self.network(sequences)
-        return logits
+        return self.network(sequences)  # type: ignore[no-any-return]
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """The loss averaged over the targets of a batch; a scalar.
@@ -226,8 +206,7 @@ class BERT4Rec(pl.LightningModule):
         self.epoch_loss = torch.zeros_like(self.epoch_loss)
 
     def _epoch_loss_of_all(self) -> Tensor:
-        reduced: Tensor = self.trainer.strategy.reduce(self.epoch_loss.to(self.device).clone(), reduce_op="sum")
-        return reduced
+        return self.trainer.strategy.reduce(self.epoch_loss.to(self.device).clone(), reduce_op="sum")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format of the checkpoint, and the loss of the epoch so far."""
@@ -272,7 +251,7 @@ class BERT4Rec(pl.LightningModule):
 
     def _log_metrics(self, prefix: str) -> None:
         self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
-        figures = ranking.metrics(self.ranks.compute(), self.topk, prefix)
+        figures = metrics.means(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
         if self.observer is not None:
             self.observer.compute()  # while the processes are together; it keeps the result
@@ -281,17 +260,15 @@ class BERT4Rec(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.network.output.weight.device.type not in losses.HAVE_SPARSE:
             self.network.item_embedding.sparse = False
+        exempt = [] if self.decay_norm_and_bias else [p for p in self.parameters() if p.dim() == 1]
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
-        exempt = [p for p in self.parameters() if not (p.dim() > 1 or self.decay_norm_and_bias)]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
-        if exempt:
-            groups.append({"params": exempt, "weight_decay": 0.0})
-        optimizer: torch.optim.Optimizer
+        groups += [{"params": exempt, "weight_decay": 0.0}] if exempt else []
         options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters())}
         if self.loss_name != "softmax":
             if self.optimizer != "adam":
                 raise ValueError(f"loss={self.loss_name} needs optimizer=adam, not {self.optimizer}")
-            optimizer = RowwiseAdam(groups, tables=[self.network.output.weight], **options)
+            optimizer: torch.optim.Optimizer = RowwiseAdam(groups, tables=[self.network.output.weight], **options)
         else:
             optimizer = (torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam)(groups, **options)
         if self._trainer is not None and self.trainer.gradient_clip_val:
@@ -310,22 +287,14 @@ class BERT4Rec(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """By the norm of all gradients together; torch's own clipping takes no sparse ones."""
+        """By the norm of all gradients together."""
         if gradient_clip_val is None:
             return
         parameters = [p for p in self.parameters() if p.grad is not None]
-        if not any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            clip_norm(parameters, gradient_clip_val)
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        values = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-            values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values]))
-        for value in values:
-            value.mul_(torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0))
 
     def predict_step(self, batch: PredictBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Users [B] with their `predict_topk` best items and scores as `src.ranking.top_k` gives them."""
@@ -366,52 +335,16 @@ class BERT4Rec(pl.LightningModule):
             exclude_items = [()] * len(user_sequences)
         if len(exclude_items) != len(user_sequences):
             raise ValueError(f"exclude_items has {len(exclude_items)} entries for {len(user_sequences)} users")
-        was_training = self.training
+        was_training, lists = self.training, list[list[int]]()
         self.eval()
         try:
-            lists: list[list[int]] = []
             for start in range(0, len(user_sequences), batch_size):
                 stop = start + batch_size
-                batch = self._predict_batch(user_sequences[start:stop], exclude_items[start:stop])
-                for _, scores in self.candidate_scores(batch):
+                histories, excluded = user_sequences[start:stop], exclude_items[start:stop]
+                batch = batch_of(histories, excluded, self.num_items, self.max_len)
+                for _, scores in self.candidate_scores(PredictBatch(*(tensor.to(self.device) for tensor in batch))):
                     items, _ = ranking.top_k(scores, topk)
                     lists += [[item for item in row if item != PAD] for row in items.tolist()]
             return lists
         finally:
             self.train(was_training)
-
-    def _predict_batch(
-        self, user_sequences: Sequence[Sequence[int]], exclude_items: Sequence[Iterable[int]]
-    ) -> PredictBatch:
-        histories = [list(sequence) for sequence in user_sequences]
-        excluded = [list(items) for items in exclude_items]
-        for item in (item for items in histories + excluded for item in items):
-            if not 1 <= item <= self.num_items:
-                raise ValueError(f"{item} is no item of this model, whose items are 1 to {self.num_items}")
-        inputs = [
-            torch.tensor([*history[max(0, len(history) - self.max_len + 1) :], mask_token(self.num_items)])
-            for history in histories
-        ]
-        rows = [row for row, items in enumerate(excluded) for _ in items]
-        batch = PredictBatch(
-            users=torch.arange(len(histories)),
-            inputs=nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=PAD, padding_side="left"),
-            seen_rows=torch.tensor(rows, dtype=torch.long),
-            seen_items=torch.tensor([item for items in excluded for item in items], dtype=torch.long),
-        )
-        return PredictBatch(*(tensor.to(self.device) for tensor in batch))
-
-
-def lr_factor(step: int, warmup_steps: int, total_steps: int, scheduler: str) -> float:
-    """What the learning rate is multiplied by at a step, 0-based: warm-up to 1, then constant or a decay to 0.
-
-    The paper's code decays linearly from the first step on and warms up over it; here decay begins after the warm-up.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    if scheduler == "linear":
-        return 1.0 - progress
-    if scheduler == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0

@@ -15,7 +15,7 @@ from .dropout import Dropout, attention
 
 INIT_STD = 0.02
 LINEAR_INITS = ("normal", "xavier")
-# Raised whenever a checkpoint of an earlier version would need conversion; `src.checkpoint` knows them all.
+# Raised whenever a checkpoint of an earlier version would need conversion; `src.runs.checkpoint` knows them all.
 FORMAT_KEY, CHECKPOINT_FORMAT = "bert4rec_format", 2
 
 

@@ -1,5 +1,6 @@
-"""Adam for parameters of which a step touches few rows, and which of torch's kernels an optimiser may use."""
+"""Adam for tables of which a step touches few rows, clipping, schedules, and which of torch's kernels may be used."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -88,3 +89,31 @@ def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient.indices()[0], gradient.values()
     rows = (gradient != 0).any(dim=1).nonzero()[:, 0]
     return rows, gradient.index_select(0, rows)
+
+
+def clip_norm(parameters: Iterable[Tensor], most: float) -> None:
+    """Clip the norm of all gradients together to `most`, in place; torch's own clipping takes no sparse ones."""
+    values = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values]))
+    for value in values:
+        value.mul_(torch.clamp(most / (norm + 1e-6), max=1.0))
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: int, scheduler: str) -> float:
+    """What the learning rate is multiplied by at a step, 0-based: warm-up to 1, then constant or a decay to 0.
+
+    The paper's code decays linearly from the first step on and warms up over it; here decay begins after the warm-up.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if scheduler == "linear":
+        return 1.0 - progress
+    if scheduler == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0

@@ -1,7 +1,7 @@
 """Settings: what a person may set, with which values, and the checked `Config` that everything else gets.
 
-In: the YAML of `configs` and the words of a command line, composed by Hydra. Out: a `Config`, or one clear line.
-Imports nothing of the package but `errors`, and neither torch nor data, so that a mistake shows at once.
+In: what Hydra composed from the YAML of `configs` and a command line. Out: a `Config`, or one clear line.
+May import: nothing but `errors`; neither torch nor data, so that a mistake shows at once.
 """
 
 from pathlib import Path

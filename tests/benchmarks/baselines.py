@@ -15,7 +15,7 @@ import numpy as np
 from src.data import BERT4RecDataModule
 from src.data.sequences import flatten
 from src.evaluation import protocols
-from src.evaluation.contest import Contest, Figures
+from src.evaluation.comparison import Contest, Figures
 from tests.benchmarks import common
 
 

@@ -104,7 +104,7 @@ def prepare_with_pandas(path: Path, folder: Path) -> object:
 
 
 def prepare(path: Path, folder: Path, cache: Path | None = None) -> object:
-    from src.data.prepared import load_training_data
+    from src.data.loading import load_training_data
     from src.data.table import TableOptions
 
     return load_training_data(path, TableOptions(), 3, 1, cache)

@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from src.callbacks import FreedMemory
-from src.native import compiler, door
+from src.kernels import compiler, door
+from src.runs.freed_memory import FreedMemory
 from tests.benchmarks import common
 from tests.benchmarks.training import build
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from src import checkpoint
-from src.predict import encode_histories, read_histories, write_predictions
-from src.run_folder import RunFolder
+from src.prediction.predict import encode_histories, read_histories, write_predictions
+from src.runs import checkpoint
+from src.runs.folder import RunFolder
 from src.settings import CONFIGS, parse
 from tests.benchmarks import common
 

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 from src.data.batching import EvaluationSet, NegativeSampler, ShuffledBatches, TrainingSet
 from src.data.sequences import Spans
+from src.kernels import door
 from src.models import BERT4Rec
 from src.models.network import last_places
-from src.native import door
 
 BATCH, USERS = 128, 512
 USUAL = {"items": 10_000, "length": 50, "width": 64, "layers": 3, "loss": "softmax"}

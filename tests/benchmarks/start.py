@@ -19,7 +19,7 @@ from tests.benchmarks import common
 # Run with the arguments of `train_bert4rec.py`: the script itself, but for what it does after its first step.
 SCRIPT = """
 import os, sys, time
-from src import train as script
+from src.training import train as script
 
 def fit(trainer, *others):
     import pytorch_lightning as pl

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from src.batch import PAD, TrainBatch
 from src.data import BERT4RecDataModule, batching
+from src.kernels import compiler, cross_entropy, door
 from src.models import BERT4Rec, dropout, losses, network
-from src.native import compiler, cross_entropy, door
 from tests.benchmarks import common
 
 STEPS, LEAST_SECONDS = 24, 2.0  # timed in one turn: so many steps, again and again until so long
@@ -139,7 +139,7 @@ def _random_order(self: batching.ShuffledBatches, *args) -> None:
 _shuffled_init = batching.ShuffledBatches.__init__
 
 ORDER: Callable[[], list] = lambda: [mock.patch.object(batching.ShuffledBatches, "__init__", _random_order)]  # noqa: E731
-# Beside compiled code.
+# Beside compiled kernels.
 TRICKS: dict[str, Callable[[], list]] = {
     "compiled encoder": lambda: [mock.patch.object(door, "encode", _modules_encode)],
     "compiled cross entropy": lambda: [mock.patch.object(cross_entropy, "linear_cross_entropy", _torch_cross_entropy)],

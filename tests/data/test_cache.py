@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data import BERT4RecDataModule, cache, prepared
+from src.data import BERT4RecDataModule, cache, loading
 from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_histories
@@ -28,37 +28,37 @@ def _small_tables_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every table that is read from its file."""
     paths: list[Path] = []
-    read = prepared.read_interactions
+    read = loading.read_interactions
 
     def recorded(path: Path, options: TableOptions) -> Any:
         paths.append(path)
         return read(path, options)
 
-    monkeypatch.setattr(prepared, "read_interactions", recorded)
+    monkeypatch.setattr(loading, "read_interactions", recorded)
     return paths
 
 
-def observe(data: prepared.TrainingData) -> list[Any]:
+def observe(data: loading.TrainingData) -> list[Any]:
     arrays = [data.sequences.tokens, data.sequences.offsets]
     ids = [data.item_ids.to_pylist(), data.user_ids.to_pylist()]
     return [*(array.tolist() for array in arrays), *ids, data.counts, data.notes]
 
 
-def training_data(folder: Path, min_item_interactions: int = 1, **options: Any) -> prepared.TrainingData:
-    return prepared.load_training_data(
+def training_data(folder: Path, min_item_interactions: int = 1, **options: Any) -> loading.TrainingData:
+    return loading.load_training_data(
         folder / "table.csv", TableOptions(**options), 3, min_item_interactions, folder / "run" / "cache"
     )
 
 
 def test_a_second_run_reads_no_table_and_sees_the_same(tmp_path: Path, readings: list[Path]) -> None:
     write_histories(tmp_path / "table.csv", HISTORIES)
-    without = prepared.load_training_data(tmp_path / "table.csv", TableOptions(), 3, 1, None)
+    without = loading.load_training_data(tmp_path / "table.csv", TableOptions(), 3, 1, None)
     assert not (tmp_path / "run").exists()
     first, second = training_data(tmp_path), training_data(tmp_path)
     assert observe(first) == observe(second) == observe(without)
     assert len(readings) == 2
     (interactions, again) = (
-        prepared.load_interactions(tmp_path / "table.csv", TableOptions(), tmp_path / "run" / "cache") for _ in range(2)
+        loading.load_interactions(tmp_path / "table.csv", TableOptions(), tmp_path / "run" / "cache") for _ in range(2)
     )
     assert len(readings) == 2  # training has left them
     assert interactions.user_ids.to_pylist() == again.user_ids.to_pylist() == list(HISTORIES)
@@ -83,7 +83,7 @@ def test_other_settings_are_kept_apart(change: dict[str, Any], tmp_path: Path) -
     cached = observe(training_data(tmp_path, **change))
     min_item = change.get("min_item_interactions", 1)
     options = {key: value for key, value in change.items() if key != "min_item_interactions"}
-    without = prepared.load_training_data(tmp_path / "table.csv", TableOptions(**options), 3, min_item, None)
+    without = loading.load_training_data(tmp_path / "table.csv", TableOptions(**options), 3, min_item, None)
     assert cached == observe(without)
     assert observe(training_data(tmp_path)) == usual
 
@@ -158,7 +158,7 @@ def test_small_tables_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     write_histories(tmp_path / "table.csv", HISTORIES)
-    usual = observe(prepared.load_training_data(tmp_path / "table.csv", TableOptions(), 3, 1, None))
+    usual = observe(loading.load_training_data(tmp_path / "table.csv", TableOptions(), 3, 1, None))
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -186,14 +186,14 @@ def test_a_table_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
 def prepare(folder: Path, results: Any) -> None:
     cache.SMALLEST = 0
     count = 0
-    read = prepared.read_interactions
+    read = loading.read_interactions
 
     def counted(path: Path, options: TableOptions) -> Any:
         nonlocal count
         count += 1
         return read(path, options)
 
-    prepared.read_interactions = counted
+    loading.read_interactions = counted
     tokens = observe(training_data(folder))[0]
     results.put((count, tokens))
 

@@ -43,7 +43,7 @@ class Server:
 
     Attributes:
         breaks_off_after: bytes of each answer, None for all.
-        knows_ranges: whether it can go on in the middle.
+        knows_ranges: whether it can resume in the middle.
     """
 
     content: bytes = b""
@@ -147,7 +147,7 @@ def test_a_broken_download_goes_on_where_it_stopped(
     assert message.startswith(
         f"{url} cannot be downloaded (it broke off at {have:,} of {size:,} bytes); {have:,} bytes"
     )
-    assert "the same command goes on from there" in message
+    assert "the same command resumes there" in message
     assert not (tmp_path / "ml-1m.csv").exists()
     server.breaks_off_after = None
     server.asked.clear()

@@ -12,11 +12,11 @@ import pyarrow.csv
 import pytest
 import torch
 
-from src import ranking
-from src.baselines import LastItemSuccessors, Popularity
+from src import metrics
 from src.data import BERT4RecDataModule, sample
 from src.errors import UserError
-from src.evaluation.observer import Observer, observe
+from src.evaluation.baselines import LastItemSuccessors, Popularity
+from src.evaluation.collector import Observer, observe
 
 USERS = 400  # fewer than in the real one, for speed
 
@@ -248,7 +248,7 @@ def test_each_way_of_ranking_beats_the_one_before_it_by_far(tmp_path: Path) -> N
     test = data.evaluation_set(from_end=1)
     successors = LastItemSuccessors(data.sequences.tokens, data.spans, counts)
     ndcgs = [
-        ranking.metrics(torch.from_numpy(observe(rank, test, Observer({}, 10)).ranks["full"]), [10], "")["ndcg@10"]
+        metrics.means(torch.from_numpy(observe(rank, test, Observer({}, 10)).ranks["full"]), [10], "")["ndcg@10"]
         for rank in (Popularity(counts), successors)
     ]
     assert 0.02 < ndcgs[0] < 0.5 * ndcgs[1]

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import files
 from src.data.interactions import Interactions, _order, read_ids, read_interactions, stable_argsort
-from src.data.readers import delimited
+from src.data.readers import delimited, sources
 from src.data.table import TableOptions
 from src.errors import UserError
 from tests.data import write_table
@@ -580,14 +579,14 @@ def test_a_delimiter_of_two_letters_in_a_text_with_control_characters(tmp_path: 
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = files.load
+    load = sources.load
 
-    def load_and_append(path: Path) -> files.Source:
+    def load_and_append(path: Path) -> sources.Source:
         source = load(path)
         path.write_text(CSV + "more")
         return source
 
-    monkeypatch.setattr(files, "load", load_and_append)
+    monkeypatch.setattr(sources, "load", load_and_append)
     with pytest.raises(UserError, match="was changed while it was read: run again once it is whole"):
         read(tmp_path, CSV)
 

@@ -7,7 +7,7 @@ import pytest
 
 from src.data import BERT4RecDataModule
 from src.evaluation import protocols
-from src.evaluation.run import hold_out
+from src.evaluation.evaluate import hold_out
 from tests.benchmarks.baselines import cold_targets, contest_of, own_negatives
 from tests.data import interactions_of, write_histories
 

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from src import ranking
 from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch
-from src.cli import CONFIGS
+from src.command_line.cli import CONFIGS
 from src.data import BERT4RecDataModule
 from src.errors import UserError
+from src.kernels import door
 from src.models import BERT4Rec
-from src.models.bert4rec import lr_factor
-from src.native import door
+from src.models.optimizer import lr_factor
 
 ITEMS, WIDTH, HEADS, LAYERS, MAX_LEN = 13, 8, 2, 2, 7
 MASK = ITEMS + 1

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import ranking
+from src import metrics, ranking
 from src.batch import EvalBatch, Negatives, PredictBatch
+from src.kernels import door
 from src.models import BERT4Rec
-from src.models.bert4rec import Ranks
+from src.models.gathered_ranks import Ranks
 from src.models.network import last_places
-from src.native import door
 from tests.models.elsewhere import Device, There
 from tests.models.test_bert4rec import BATCH, ITEMS, make_model
 
@@ -34,7 +34,7 @@ def test_the_device_refuses_what_it_does_not_have() -> None:
 
 def test_metrics_of_ranks_there_are_those_of_ranks_here() -> None:
     ranks = torch.tensor([0, 3, 12, 1])
-    assert ranking.metrics(There(ranks), [1, 10], "") == ranking.metrics(ranks, [1, 10], "")
+    assert metrics.means(There(ranks), [1, 10], "") == metrics.means(ranks, [1, 10], "")
     gathered = Ranks()
     gathered.update(There(ranks))
     assert gathered.compute().tolist() == [0, 1, 3, 12]

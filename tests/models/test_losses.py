@@ -1,6 +1,6 @@
 """The losses and the optimiser of sparse gradients against plain formulas, gradients included.
 
-By torch here; compiled code has tests of its own.
+With plain PyTorch here; kernels have tests of their own.
 """
 
 import math
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from src.batch import Negatives, TrainBatch
+from src.kernels import compiler
 from src.models import BERT4Rec, losses
 from src.models.optimizer import RowwiseAdam
-from src.native import compiler
 
 
 @pytest.fixture(autouse=True)

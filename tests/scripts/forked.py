@@ -24,10 +24,11 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-from src import baselines, callbacks, checkpoint, cli, files, report, resume  # noqa: F401
-from src.data import prediction_writer  # noqa: F401
-from src.predict import predict
-from src.train import train
+from src import atomic_files
+from src.command_line import cli
+from src.prediction import writer  # noqa: F401
+from src.prediction.predict import predict
+from src.training.train import train
 
 kept: list[torch.library.Library] = []  # what they register holds for as long as they are there
 STAGES = ("before", "half", "written", "replaced")
@@ -56,7 +57,7 @@ def kill_at_write(stage: str, number: int) -> None:
         replace(source, target)
         die("replaced")
 
-    files.os.fsync, files.os.replace = counting_fsync, counting_replace  # type: ignore[attr-defined]
+    atomic_files.os.fsync, atomic_files.os.replace = counting_fsync, counting_replace  # type: ignore[attr-defined]
 
 
 def refuse_sparse() -> None:

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src import memory
 from src.data import BERT4RecDataModule
 from src.data.table import TableOptions
 from src.errors import UserError
-from src.predict import predict
-from src.train import train
+from src.prediction.predict import predict
+from src.runs import memory
+from src.training.train import train
 from tests.data import test_download
 from tests.data.test_download import server  # noqa: F401
 from tests.scripts.conftest import TINY, Run, Table, call, files_below, make_rows

@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 import torch
 
-from src.predict import predict
-from src.train import train
+from src.prediction.predict import predict
+from src.training.train import train
 from tests.scripts.conftest import (
     TINY,
     Run,

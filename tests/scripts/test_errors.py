@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import cli
+from src.command_line import cli
 from src.errors import UserError
-from src.predict import predict
+from src.prediction.predict import predict
 from src.settings import Config
-from src.train import train
+from src.training.train import train
 from tests.scripts.conftest import (
     TINY,
     Outcome,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.evaluation.run import hold_out
-from src.predict import predict
+from src.evaluation.evaluate import hold_out
+from src.prediction.predict import predict
 from tests.data import interactions_of, lists_of
 from tests.scripts.conftest import (
     ITEMS,

@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 
-from src import checkpoint as checkpoints
-from src import files
-from src.callbacks import LastCheckpoint
-from src.train import train
+from src import atomic_files
+from src.runs import checkpoint as checkpoints
+from src.training.callbacks import LastCheckpoint
+from src.training.train import train
 from tests.scripts.conftest import TINY, Run, Sessions, Table, call, checkpoint, same_weights, train_here
 from tests.scripts.forked import STAGES
 from tests.scripts.test_resume import FIVE, assert_same
 
-SETTINGS = (*FIVE, "training.checkpoint_every_n_steps=3", "model.dropout_rate=0.2")
+SETTINGS = (
+    *FIVE,
+    "training.checkpoint_every_n_steps=3",
+    "model.dropout_rate=0.2",
+    "training.logger=[tensorboard,csv]",
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_killed_while_a_checkpoint_is_written(
     assert_loadable(tmp_path)
     assert sessions("train", *overrides)["codes"] == [0]
     assert_same(whole, Run(tmp_path, ""))
-    assert not list(tmp_path.rglob("*" + files.PART))
+    assert not list(tmp_path.rglob("*" + atomic_files.PART))
 
 
 def test_terminated_in_a_process_of_its_own(sessions: Sessions, table: Table, whole: Run, tmp_path: Path) -> None:
@@ -110,7 +115,7 @@ def test_a_disk_with_no_room_for_the_checkpoint(
     assert answer["errors"][0].count("\n") == 1
     assert ".ckpt cannot be written (File too large): the one that was there before is unharmed" in answer["errors"][0]
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
-    assert not list(tmp_path.rglob("*" + files.PART))
+    assert not list(tmp_path.rglob("*" + atomic_files.PART))
     assert sessions("train", *overrides)["codes"] == [0]
     assert_same(whole, Run(tmp_path, ""))
 
@@ -119,15 +124,15 @@ def test_a_disk_with_no_room_for_the_checkpoint(
 @pytest.mark.parametrize("stage", ["open", "fsync", "replace"])
 def test_whatever_the_system_refuses(number: int, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder" / "last.ckpt"
-    files.write_whole(path, b"before")
+    atomic_files.write_whole(path, b"before")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(number, "refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", refuse) if stage == "open" else patch.setattr(files.os, stage, refuse)
+        patch.setattr(Path, "open", refuse) if stage == "open" else patch.setattr(atomic_files.os, stage, refuse)
         with pytest.raises(OSError, match="refused") as caught:
-            files.write_whole(path, b"after")
+            atomic_files.write_whole(path, b"after")
     assert caught.value.errno == number
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.native import compiler
-from src.predict import predict
-from src.train import train
-from tests.native import needs_compiler
+from src.kernels import compiler
+from src.prediction.predict import predict
+from src.training.train import train
+from tests.kernels import needs_compiler
 from tests.scripts.conftest import TINY, Run, Table, call, checkpoint, files_below, train_here
 
-NOTE = "note: training goes without compiled code, which takes 1.2 to 2 times as long: there is no C compiler"
+NOTE = "note: no compiled kernels, so training takes 1.2 to 2 times as long: there is no C compiler"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_native_false_is_the_same_by_torch(table: Table, tmp_path: Path, monkeyp
     monkeypatch.setattr(compiler, "_load", None)  # would be an error if it were asked for
     plain = train_here(table, tmp_path / "plain", "native=false", *settings)
     for run in (compiled, plain):
-        assert "compiled code" not in run.out
+        assert "no compiled kernels" not in run.out
     one, other = (checkpoint(run.last)["state_dict"] for run in (compiled, plain))
     assert any(not torch.equal(one[name], other[name]) for name in one)
     for name, tensor in one.items():

@@ -15,8 +15,8 @@ import filelock
 import pytest
 
 from src.errors import UserError
-from src.run_folder import RunFolder
-from src.train import train
+from src.runs.folder import RunFolder
+from src.training.train import train
 from tests.scripts.conftest import ROOT, TINY, Table, call, files_below, launch
 
 LONG = ("training.num_epochs=100000", "data.batch_size=4")
@@ -116,7 +116,7 @@ def test_a_lock_that_a_dead_run_left_to_its_helpers_is_waited_for(
         if len(slept) == 3:
             held.release()
 
-    monkeypatch.setattr("src.run_folder.time.sleep", release)
+    monkeypatch.setattr("src.runs.folder.time.sleep", release)
     with RunFolder(tmp_path).locked():
         assert json.loads((tmp_path / ".running.json").read_text())["process"] == os.getpid()
     assert len(slept) == 3

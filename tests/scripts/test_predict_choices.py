@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from src.predict import predict
+from src.prediction.predict import predict
 from tests.scripts.conftest import (
     BRIEF,
     ITEMS,

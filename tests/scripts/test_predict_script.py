@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src.models import BERT4Rec
-from src.predict import predict
+from src.prediction.predict import predict
 from tests.scripts.conftest import (
     BRIEF,
     ITEMS,

@@ -13,10 +13,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.callbacks import LastCheckpoint
 from src.models import BERT4Rec
-from src.progress import Progress
-from src.train import train
+from src.runs.progress import Progress
+from src.training.callbacks import LastCheckpoint
+from src.training.train import train
 from tests.scripts.conftest import (
     ROOT,
     TINY,
@@ -301,7 +301,7 @@ def test_what_may_change_takes_effect_and_is_said(table: Table, tmp_path: Path) 
         " training.weight_decay=0.25 (was 0.0)\n"
     ) in run.out
     assert "resuming" in run.out
-    assert "begins anew" not in run.out
+    assert "restarts" not in run.out
     assert checkpoint(run.last)["global_step"] == 4 + 1
     assert (last_group(run.last)["lr"], last_group(run.last)["weight_decay"]) == (0.005, 0.25)
 
@@ -323,7 +323,7 @@ def test_another_batch_size_in_the_middle_of_an_epoch_begins_it_anew(
     send.append(("on_train_batch_end", 6, signal.SIGTERM))
     stopped(table, tmp_path, *FIVE)
     run = train_here(table, tmp_path, *FIVE, "data.batch_size=12", "training.resume=true")
-    assert "epoch 1 begins anew, 2 of its steps come twice" in run.out
+    assert "epoch 1 restarts, its first 2 steps are repeated" in run.out
     assert checkpoint(run.last)["global_step"] == 6 + 4 * 2
     assert [step for step, _ in points(tmp_path)["train_loss"]] == [3, 7, 9, 11, 13]
     assert all(0.0 < loss < 10.0 for _, loss in points(tmp_path)["train_loss"])
@@ -373,7 +373,7 @@ def test_a_checkpoint_with_weights_alone_is_refused(trained: Run, table: Table, 
         outcome = call(train, *table.overrides, f"output_dir={tmp_path / 'run'}", *TINY, *overrides)
         assert outcome.code == 1
         assert outcome.err.count("\n") == 1
-        assert "has no state of training to go on from" in outcome.err
+        assert "has no state of training to resume from" in outcome.err
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint_before(

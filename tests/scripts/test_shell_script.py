@@ -20,11 +20,7 @@ ODD_OVERRIDES = ("data.data_dir=/some where/my data", "evaluation.topk=[5,10]", 
 # Writes its name and arguments, one to a line, to `calls`, and fails if `fails` names the script it is to run.
 RECORD = """#!/usr/bin/env bash
 folder=$(dirname "$0")/../..
-{
-    basename "$0"
-    for argument; do echo "$argument"; done
-    echo
-} >>"$folder/calls"
+printf '%s\n' "$(basename "$0")" "$@" "" >>"$folder/calls" # in one piece, for others may be at it
 if [[ -e "$folder/fails" && $1 == $(<"$folder/fails") ]]; then exit 3; fi
 """
 
@@ -149,9 +145,38 @@ def test_a_failed_prediction_is_the_exit_code(command: str, copy: Copy) -> None:
 def test_the_test_command_runs_lint_types_and_tests(copy: Copy) -> None:
     copy.is_installed("[dev]")
     assert copy.run("test", "-k", "one or two").code == 0
-    assert [call[:3] for call in copy.calls] == [["python", "-m", name] for name in ("ruff", "ruff", "mypy", "pytest")]
-    assert "--check" in copy.calls[1]
-    assert copy.calls[-1][-2:] == ["-k", "one or two"]
+    lint, both = copy.calls[:2], sorted(copy.calls[2:])
+    assert [call[:3] for call in (*lint, *both)] == [
+        ["python", "-m", name] for name in ("ruff", "ruff", "mypy", "pytest")
+    ]
+    assert "--check" in lint[1]
+    assert both[1][-2:] == ["-k", "one or two"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "code", "lines"),
+    [
+        ("mypy", 5, ["about mypy"]),
+        ("pytest", 5, ["about pytest", "about mypy"]),
+        ("nothing", 0, ["about mypy"]),
+    ],
+)
+def test_types_are_looked_at_beside_the_tests_and_said_last(
+    failing: str, code: int, lines: list[str], copy: Copy
+) -> None:
+    copy.stand_in(
+        "python",
+        RECORD
+        + f"""
+[[ $2 != mypy ]] || echo about mypy
+[[ $2 != pytest || {failing} != pytest ]] || echo about pytest
+[[ $2 != {failing} ]] || exit 5
+""",
+    )
+    copy.is_installed("[dev]")
+    outcome = copy.run("test")
+    assert (outcome.code, outcome.out.splitlines(), outcome.err) == (code, lines, "")
+    assert [call[2] for call in copy.calls].count("pytest") == 1
 
 
 def test_tests_do_not_run_where_lint_fails(copy: Copy) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.command_line.words import quote_text
 from src.models import BERT4Rec
-from src.predict import predict
-from src.train import train
-from src.words import quote_text
+from src.prediction.predict import predict
+from src.training.train import train
 from tests.scripts.conftest import (
     LONELY_ITEM,
     REGULARS,
@@ -36,6 +36,7 @@ from tests.scripts.conftest import (
 VALIDATION = {"val_hit@10", "val_ndcg@10", "val_mrr"}
 TEST = {"test_hit@10", "test_ndcg@10", "test_mrr"}
 TWO_EPOCHS = "training.num_epochs=2"
+BOTH_LOGGERS = "training.logger=[tensorboard,csv]"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ class Launched:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     cwd = tmp_path_factory.mktemp("where the user stands")
     write_table(cwd / "my data" / "my ratings.csv", make_rows())
-    overrides = ("data.data_dir=my data", "data.data_file=my ratings.csv", "output_dir=my runs/one", *TINY, TWO_EPOCHS)
+    overrides = (
+        "data.data_dir=my data",
+        "data.data_file=my ratings.csv",
+        "output_dir=my runs/one",
+        *TINY,
+        TWO_EPOCHS,
+        BOTH_LOGGERS,
+    )
     outcome = launch("train_bert4rec.py", *overrides, cwd=cwd)
     assert outcome.code == 0, outcome.err
     return Launched(cwd, cwd / "my runs" / "one", overrides, outcome)
@@ -317,13 +325,13 @@ def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, 
     run = train_here(table, tmp_path / "run", TWO_EPOCHS, "evaluation.report=true", titles)
     text = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"report      {run.folder / 'report.html'}" in run.out
-    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences a second"):
-        assert f'alt="{alt}"' in text
+    for alt in ("Training loss", "Validation, every item ranked", "Learning rate", "Training sequences per second"):
+        assert f'aria-label="{alt}"' in text
     assert "Twelve &amp; more" in text
     assert "training.num_epochs" in text
     assert f"{metrics(run.folder)['figures']['test']['item-item']['test_mrr']:.4f}" in text
     nothing = train_here(table, tmp_path / "all", TWO_EPOCHS, "evaluation.report=true", "data.holdout=0")
-    assert 'alt="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
+    assert 'aria-label="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: Path) -> None:
@@ -334,7 +342,7 @@ def test_a_missing_items_file_is_found_before_training(table: Table, tmp_path: P
 
 
 def test_logs_have_rates_throughput_settings_and_embeddings(table: Table, tmp_path: Path) -> None:
-    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03")
+    run = train_here(table, tmp_path / "run", TWO_EPOCHS, "training.lr=0.03", BOTH_LOGGERS)
     assert [value for _, value in curve(run.folder, "lr-Adam")] == pytest.approx([0.03, 0.03])
     assert all(value > 0 for _, value in curve(run.folder, "sequences_per_second"))
     final = metrics(run.folder)["figures"]["test"]["BERT4Rec (best.ckpt)"]["test_mrr"]

@@ -5,11 +5,11 @@ In: a `Source` and `TableOptions`. Out: a `Part`. Each format has a file of its 
 
 from collections.abc import Sequence
 
-from ..files import Source
 from ..table import Part, TableOptions
 from .delimited import read_delimited
 from .json_lines import is_json, read_json_lines
 from .parquet import read_parquet
+from .sources import Source
 
 __all__ = ["read_part"]
 

@@ -17,11 +17,11 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..files import Source
 from ..table import IDS, TEXT, BadRow, Part, TableOptions, one_line
 from . import lists, rows
 from .encodings import as_utf8
 from .layout import Layout, find_layout, first_lines
+from .sources import Source
 
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 BLOCK = 2**23  # bytes that Arrow reads at a time
@@ -123,7 +123,7 @@ def _parse(
     as_text: Any = None,
     encoding: str = "utf8",
 ) -> pa.Table:
-    """The wanted columns, named by their roles. With `as_text`, a handler of malformed rows, all as raw text.
+    """The columns that are needed, named by their roles. With `as_text`, a handler of malformed rows, all as raw text.
 
     Arrow finds its blocks sooner if it may cut the text at every line break, so that `has_line_breaks`, within fields,
     is said only where it is so.
@@ -233,7 +233,7 @@ class _Malformed:
 def _parse_as_text(
     path: Path, content: pa.Buffer, layout: Layout, has_quotes: bool
 ) -> tuple[pa.Table, list[BadRow], NDArray[np.int64]]:
-    """The wanted columns as they stand, the rows without them, and the numbers of the others."""
+    """The columns that are needed as they stand, the rows without them, and the numbers of the others."""
     malformed = _Malformed(layout)
     is_ascii = _is_ascii(content)
     if not is_ascii:

@@ -5,8 +5,8 @@ import codecs
 import pyarrow as pa
 
 from ...errors import UserError
-from ..files import Source
 from ..table import TableOptions, one_line
+from .sources import Source
 
 AT_A_TIME = 2**23  # bytes
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from ...errors import UserError
-from ..files import Source
 from ..table import TEXT, BadRow, Part, TableOptions
 from . import columns, lists, parquet, rows
 from .encodings import as_utf8
+from .sources import Source
 
 BLOCK = 2**23  # bytes that Arrow reads at a time
 LARGEST_BLOCK = 2**31 - 1
@@ -123,7 +123,7 @@ def _type_of(values: list[Any]) -> pa.DataType | None:
 
 
 def _schema_of(wanted: set[lists.Place]) -> pa.Schema:
-    """The wanted fields alone."""
+    """The fields that are needed, alone."""
     fields: dict[str, pa.DataType] = {}
     nested: dict[str, list[tuple[str, pa.DataType]]] = {}
     for place in sorted(wanted, key=str):
@@ -194,7 +194,7 @@ def _read_line_by_line(
 
 
 class _OddLineError(ValueError):
-    """A line that is an object, but not with what is wanted."""
+    """A line that is an object, but lacks what is needed."""
 
 
 def _numbered(content: pa.Buffer) -> Iterator[tuple[int, bytes]]:

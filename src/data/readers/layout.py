@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import UserError
-from ..files import Source
 from ..table import TableOptions
 from . import columns
+from .sources import Source
 
 DELIMITERS = ("\t", "::", ",", ";", "|", " ")
 SNIFFED = 2**16  # bytes that show the delimiter and the header

@@ -10,9 +10,9 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..files import Source
 from ..table import IDS, Part, TableOptions, one_line
 from . import columns, lists, rows
+from .sources import Source
 
 ROWS_AT_A_TIME = 2**20
 ROWS_LOOKED_AT = 100

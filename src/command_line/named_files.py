@@ -1,0 +1,123 @@
+"""A look at the files that the settings name, before anything slow is imported: a wrong path shows within a second.
+
+What is in the files is checked by those who read them.
+"""
+
+import difflib
+import glob
+import re
+from pathlib import Path
+
+from ..errors import UserError
+from ..runs.folder import RunFolder
+from ..settings import Config
+from ..training import resume
+from . import cli
+
+TABLE = "name yours with data.data_dir=FOLDER data.data_file=FILE, or try the built-in sample with experiment=sample"
+SHOWN = 5  # names of files
+
+
+def require_for_training(config: Config) -> None:
+    """See that a training run has the files that it begins with.
+
+    Raises:
+        UserError: that names the first one that is missing, and the nearest one that is there.
+    """
+    _require_table(config)
+    _require_titles(config)
+    resume.find(config.training.resume, RunFolder.at(config.output_dir))
+
+
+def require_for_prediction(config: Config) -> None:
+    """See that a prediction, an evaluation or an export has the files that it begins with.
+
+    Raises:
+        UserError: as above.
+    """
+    settings = config.inference
+    checkpoint = Path(settings.checkpoint_path or RunFolder.at(config.output_dir).last).expanduser()
+    if not _is_there(checkpoint):
+        named = "name one with inference.checkpoint_path=FILE"
+        raise UserError(f"{_missing('checkpoint', checkpoint)}: train first with {cli.command('train')}, or {named}")
+    if settings.export is not None:
+        return
+    if settings.history is None:
+        _require_table(config)
+    else:
+        _require_source("inference.history", Path(settings.history).expanduser(), "name a table of histories with it")
+    if settings.evaluate:
+        _require_titles(config)
+    for key, column in (("users", "user"), ("candidates", "item"), ("exclude", "item")):
+        path = getattr(settings, key)
+        if path is not None and not _is_there(Path(path).expanduser()):
+            missing = _missing("file", Path(path).expanduser())
+            raise UserError(
+                f"inference.{key}: {missing}: give a table with the column {column}, or a .txt with one id a line"
+            )
+
+
+def _require_table(config: Config) -> None:
+    data = config.data
+    if data.download or data.generate_sample:  # it is made
+        return
+    folder = Path(data.data_dir).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"data.data_dir={data.data_dir} is a file: write data.data_dir={folder.parent} data.data_file={folder.name}"
+        )
+    _require_source("", data.path, TABLE)
+
+
+def _require_titles(config: Config) -> None:
+    if config.data.items_file is not None and not _is_there(Path(config.data.items_file).expanduser()):
+        missing = _missing("file", Path(config.data.items_file).expanduser())
+        raise UserError(f"{missing}: name a CSV with the columns item and title with data.items_file=FILE")
+
+
+def _require_source(key: str, path: Path, way_out: str) -> None:
+    """See that there is a file, or a folder with files, or files that match a pattern."""
+    if _is_there(path) or any(Path(match).is_file() for match in glob.glob(str(path))):
+        return
+    if path.is_dir():
+        if any(file.is_file() and file.name[0] not in "._" for file in path.iterdir()):
+            return
+        raise UserError(f"there is no file in the folder {path}: {way_out}")
+    raise UserError((f"{key}: " if key else "") + f"{_missing('file', path)}: {way_out}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is a file, or lies where nobody may look, which whoever reads it will say."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
+
+
+def _missing(what: str, path: Path) -> str:
+    """What is not there, a file or already its folder, and the nearest that is."""
+    absent = path
+    while not absent.parent.exists():
+        absent = absent.parent
+    if absent != path and what == "file":
+        message = f"there is no folder {absent}, so no file {path}"
+    else:
+        message = f"there is no {what} {path}"
+    try:
+        beside = sorted(entry.name for entry in absent.parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return message
+    plain = {_plain(name): name for name in reversed(beside)}
+    near = difflib.get_close_matches(_plain(absent.name), plain, n=1, cutoff=0.75)
+    if near:
+        return f"{message} (did you mean {absent.with_name(plain[near[0]])}?)"
+    files = [name for name in beside if Path(name).suffix == path.suffix] if absent == path else []
+    if files and what == "file":
+        more = ", ..." if len(files) > SHOWN else ""
+        return f"{message} ({path.parent} has {', '.join(files[:SHOWN])}{more})"
+    return message
+
+
+def _plain(name: str) -> str:
+    """A name without what people mix up: case, hyphens, underscores, blanks."""
+    return re.sub(r"[-_ ]", "", name.lower())

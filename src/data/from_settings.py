@@ -1,0 +1,31 @@
+"""The table that the settings name, for what has a model already."""
+
+from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from ..runs.folder import RunFolder
+from ..settings import Config
+from . import download
+from .interactions import Interactions
+from .loading import load_interactions
+from .table import TableOptions
+
+
+def read_table(config: Config, other: Path | None = None) -> Interactions:
+    """Fetch the table if it is to be downloaded, read it or take it from the cache, and print what there is to say.
+
+    Args:
+        other: a table to read instead, with the same settings.
+
+    Raises:
+        UserError: as `src.data.interactions.read_interactions` and `src.data.download.fetch`.
+    """
+    data = config.data
+    if data.download and other is None:
+        download.fetch(data.download, data.path.parent, data.download_url)
+    cache = RunFolder.at(config.output_dir).cache if data.cache else None
+    interactions = load_interactions(other or data.path, TableOptions(**data.table_options), cache)
+    for note in interactions.notes:
+        rank_zero_only(print)(note)
+    return interactions

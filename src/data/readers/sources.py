@@ -1,0 +1,104 @@
+"""Which files a path means, and what they hold once unpacked.
+
+What a file is follows from its first bytes, whatever it is called.
+"""
+
+import glob
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ...errors import UserError
+
+GZIP, ZSTD, BZIP2, ZIP, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04", b"PAR1"
+CODECS = {GZIP: "gzip", ZSTD: "zstd", BZIP2: "bz2"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One table, unpacked.
+
+    Attributes:
+        path: the file, for messages.
+        content: all its bytes; None for a Parquet file that is not packed, which is read piece by piece.
+    """
+
+    path: Path
+    content: pa.Buffer | None
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.content is None or bytes(self.content[: len(PARQUET)]) == PARQUET
+
+
+def find(path: Path) -> list[Path]:
+    """The file at `path`, or all files of the folder, or all that match the pattern; in order of their names.
+
+    Files whose names begin with `.` or `_` are none of a folder's tables.
+
+    Raises:
+        UserError: if there is none, or the folder cannot be listed.
+    """
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            files = [file for file in path.iterdir() if file.is_file() and file.name[0] not in "._"]
+        else:
+            files = [Path(match) for match in glob.glob(str(path)) if Path(match).is_file()]
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: permission denied; allow it with chmod, or copy it") from error
+    if not files:
+        place = f"in the folder {path}" if path.is_dir() else str(path)
+        raise UserError(
+            f"there is no file {place}: name yours with data.data_dir=FOLDER data.data_file=FILE,"
+            " or try the built-in sample with experiment=sample"
+        )
+    return sorted(files)
+
+
+def load(path: Path) -> Source:
+    """Read a file, and unpack it if it is packed (gzip, zstd, bzip2, or zip with one file in it).
+
+    Raises:
+        UserError: if it cannot be read, is empty, is cut short, or is no table.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty: it must begin with the line user,item,time")
+        with pa.OSFile(str(path)) as file:
+            if file.read(len(PARQUET)) == PARQUET:
+                return Source(path, None)
+            file.seek(0)
+            content = _unpack(path, file.read_buffer())
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: permission denied; allow it with chmod, or copy it") from error
+    except (OSError, pa.ArrowInvalid, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be unpacked, it is damaged or cut short ({reason}): fetch it again") from error
+    if len(content) == 0:
+        raise UserError(f"{path} is empty: it must begin with the line user,item,time")
+    return Source(path, content)
+
+
+def _unpack(path: Path, content: pa.Buffer) -> pa.Buffer:
+    start = bytes(content[:4])
+    for magic, codec in CODECS.items():
+        if start.startswith(magic):
+            return pa.py_buffer(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
+    return _only_member(path, content) if start == ZIP else content
+
+
+def _only_member(path: Path, content: pa.Buffer) -> pa.Buffer:
+    """The one table in a zip archive."""
+    with zipfile.ZipFile(pa.BufferReader(content)) as archive:
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        if "[Content_Types].xml" in names:
+            raise UserError(f"{path} is an office document: save the table as CSV and name that")
+        tables = [name for name in names if not name.startswith("__MACOSX/") and Path(name).name[:1] not in (".", "_")]
+        if len(tables) != 1:
+            held = ", ".join(tables[:5]) + (", ..." if len(tables) > 5 else "")
+            raise UserError(f"{path} holds {len(tables)} files ({held}): unpack it and name the one with the table")
+        return pa.py_buffer(archive.read(tables[0]))

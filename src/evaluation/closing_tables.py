@@ -1,0 +1,159 @@
+"""The short tables that the scripts end with, and metrics.json."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..atomic_files import write_whole
+from ..runs.folder import RunFolder
+
+STAGES = {"val": "validation", "test": "test"}
+PROTOCOLS = {
+    "uniform-100": "target among 100 items drawn uniformly: not comparable with the ranking of every item",
+    "popularity-100": "target among 100 items drawn by popularity: not comparable with the ranking of every item",
+}
+
+
+def describe_data(summary: dict[str, int], min_interactions: int, holdout: int, min_item_interactions: int = 1) -> str:
+    """What was read, what was left out and why, and what is evaluated; a few lines."""
+    s = summary
+    lines = [
+        f"data        {s['rows']:,} interactions of {s['users']:,} users with {s['items']:,} items"
+        + ("" if s["has_time"] else " (no time column: the file's order is taken as the order)"),
+    ]
+    if min_item_interactions > 1:
+        lines.append(
+            f"left out    {s['short_users_rows']:,} interactions, {s['short_users']:,} users and"
+            f" {s['items'] - s['train_items']:,} items, until every user has data.min_interactions={min_interactions}"
+            f" and every item data.min_item_interactions={min_item_interactions}"
+        )
+    elif s["short_users"]:
+        lines.append(
+            f"left out    {s['short_users']:,} users with fewer than data.min_interactions={min_interactions}"
+            f" interactions ({s['short_users_rows']:,} interactions,"
+            f" {s['items'] - s['train_items']:,} items that only they have)"
+        )
+    lines.append(
+        f"training    {s['train_rows']:,} interactions of {s['train_users']:,} users with {s['train_items']:,} items"
+    )
+    if holdout:
+        held_out = "the last item tests, the one before validates" if holdout == 2 else "the last item validates"
+        lines.append(f"evaluation  {s['evaluated_users']:,} users: {held_out}, all {s['train_items']:,} items ranked")
+    return "\n".join(lines)
+
+
+def figures_table(rows: dict[str, dict[str, float]]) -> str:
+    """A table of metrics: one line for each entry, one column for each metric.
+
+    Args:
+        rows: name -> {"test_hit@10": ..., "test_uniform-100_hit@10": ..., ...}; the column heads say the metric and,
+            unless it is the full ranking, the protocol, not the stage.
+    """
+    heads = {name: {_head(key): value for key, value in row.items()} for name, row in rows.items()}
+    return str(pd.DataFrame.from_dict(heads, orient="index").to_string(float_format="{:.4f}".format, na_rep=""))
+
+
+def _head(key: str) -> str:
+    *before, metric = key.split("_")
+    return metric.upper() + "".join(f" {protocol}" for protocol in before[1:])
+
+
+def figures(content: dict[str, Any]) -> str:
+    """All tables of figures, from what metrics.json or evaluation.json holds; ends with an empty line."""
+    lines = []
+    for stage, rows in content["figures"].items():
+        lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows)]
+        lines += [*_intervals(content.get("details", {}).get(stage, {})), ""]
+        for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
+            lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
+    return "\n".join(lines)
+
+
+def _intervals(details: dict[str, Any]) -> list[str]:
+    """The model's 95% intervals in a line, if there are any."""
+    by_name = details.get("intervals", {}).get("full", {})
+    if not by_name:
+        return []
+    ends = list(by_name.values())[-1]
+    return ["95% interval: " + ", ".join(f"{key.upper()} {low:.4f} to {high:.4f}" for key, (low, high) in ends.items())]
+
+
+def verdict(content: dict[str, Any], topk: list[int]) -> str | None:
+    """One sentence: whether the model beats popularity and item-item, by how much, and whether by more than chance.
+
+    By NDCG at the first K, on the last stage that was evaluated, against the better of the two.
+
+    Args:
+        content: of metrics.json or evaluation.json.
+        topk: `evaluation.topk`.
+
+    Returns:
+        None without figures or without intervals.
+    """
+    if not content["figures"]:
+        return None
+    stage, rows = list(content["figures"].items())[-1]
+    lead = content["details"][stage].get("lead", {}).get("full", {})
+    if not lead:
+        return None
+    metric = f"ndcg@{topk[0]}"
+    figures = {name: row[f"{stage}_{metric}"] for name, row in rows.items() if name in lead}
+    best = max(figures, key=lambda name: figures[name])
+    model = next(name for name in rows if name.startswith("BERT4Rec"))
+    difference = rows[model][f"{stage}_{metric}"] - figures[best]
+    low, high = lead[best][metric]
+    by = f"{metric.upper()} {difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    if low > 0:
+        others = " and ".join(figures)
+        return f"verdict: {model} beats {others}; its lead over {best} is {by}"
+    used = content.get("settings", {})
+    longer = "train longer" if used.get("data", {}).get("window_stride") else "try experiment=best, or train longer"
+    if high < 0:
+        return f"verdict: {model} is behind {best} ({by}): {longer}"
+    return f"verdict: {model} and {best} cannot be told apart ({by}): {longer}"
+
+
+def closing(folder: RunFolder) -> str:
+    """What a run has reached and where its files are, from metrics.json and what is there."""
+    content = json.loads(folder.metrics.read_text())
+    steps = f", {content['steps']:,} steps," if "steps" in content else ""
+    lines = [f"trained {content['epochs']} epochs{steps} in {content['seconds']:.0f} s", ""]
+    if content["figures"]:
+        lines.append(figures(content))
+    if content.get("verdict"):
+        lines += [content["verdict"], ""]
+    paths = {
+        "checkpoints": folder.last,
+        "": folder.best,
+        "logs": folder.logs,
+        "figures": folder.metrics,
+        "report": folder.report,
+        "predictions": folder.predictions,
+    }
+    return "\n".join(lines + [f"{name:<12}{path}" for name, path in paths.items() if path.exists()])
+
+
+def next_steps(steps: dict[str, str]) -> str:
+    """What may be run next: a name and a command a line, folded between words where the terminal is narrower."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return "\n".join(["", "next", *(f"  {name:<13}{_folded(command, width - 15)}" for name, command in steps.items())])
+
+
+def _folded(command: str, width: int) -> str:
+    """A shell command on lines of at most this width, if its words allow that; it stays one command when pasted."""
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|\S)+", command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return f" \\\n{'':15}".join(lines)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

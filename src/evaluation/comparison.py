@@ -1,0 +1,172 @@
+"""A model and the baselines, evaluated on the same users by the same rules."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from .. import metrics
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, Spans
+from . import protocols
+from .baselines import LastItemSuccessors, Popularity
+from .beyond_accuracy import beyond_accuracy
+from .bootstrap import interval, resampled_means
+from .collector import Observer, Outcomes, observe
+from .slices import groups
+
+Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
+
+
+class Contest:
+    """Collects the outcomes of every contestant on one evaluation set.
+
+    Args:
+        evaluation_set: E users with their targets.
+        user_ids: [E] strings, in its order.
+        counts: [num_items] int64, training interactions of each item.
+        protocol_names: "full" and any of the sampled ones.
+        seed: what the negatives follow from.
+        topk: the K of the metrics.
+
+    Attributes:
+        outcomes: name of a contestant -> its outcomes, in the order in which they were added.
+    """
+
+    def __init__(
+        self,
+        evaluation_set: EvaluationSet,
+        user_ids: pa.StringArray,
+        counts: Indices,
+        protocol_names: list[str],
+        seed: int,
+        topk: list[int],
+    ) -> None:
+        self.evaluation_set = evaluation_set
+        self.user_ids = user_ids
+        self.counts = counts
+        self.seed = seed
+        self.topk = topk
+        self.negatives = {
+            name: protocols.draw(name, evaluation_set, counts, user_ids, seed)
+            for name in dict.fromkeys(protocol_names)
+            if name != protocols.FULL
+        }
+        self.outcomes: dict[str, Outcomes] = {}
+        self._warn_of_few_negatives()
+
+    def observer(self, joins_processes: bool = True) -> Observer:
+        """What a contestant has to be watched by; see `Observer`."""
+        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2), joins_processes)
+
+    def add_baselines(self, training_spans: Spans) -> None:
+        """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
+        tokens = self.evaluation_set.tokens
+        last_item_only = replace(self.evaluation_set, max_len=2)
+        for name, scorer in (
+            ("popularity", Popularity(self.counts)),
+            ("item-item", LastItemSuccessors(tokens, training_spans, self.counts)),
+        ):
+            self.outcomes[name] = observe(scorer, last_item_only, self.observer(joins_processes=False))
+
+    def figures(self, protocol: str, prefix: str) -> Figures:
+        """Metrics of every contestant, `{prefix}hit@K` and so on, under one protocol.
+
+        A sampled protocol is part of the names, such as `{prefix}uniform-100_hit@K`.
+        """
+        full_prefix = prefix if protocol == protocols.FULL else f"{prefix}{protocol}_"
+        return {
+            name: metrics.means(torch.from_numpy(outcome.ranks[protocol]), self.topk, full_prefix)
+            for name, outcome in self.outcomes.items()
+        }
+
+    def details(self, resamples: int) -> dict[str, Any]:
+        """What the means leave open, ready for JSON.
+
+        Args:
+            resamples: of the bootstrap; 0 leaves the intervals out.
+
+        Returns:
+            users: how many were evaluated.
+            intervals: protocol -> contestant -> metric -> [low, high], 95% bootstrap intervals over users.
+            lead: protocol -> other contestant -> metric -> [low, high] of the last contestant's figure minus its.
+            beyond_accuracy: contestant -> see `beyond_accuracy`.
+            slices: "history_length" and "target_popularity" -> groups with their label, the number of users and the
+                figures of each contestant, all items ranked.
+        """
+        sets = self.evaluation_set
+        amounts = {"history_length": sets.histories.lengths, "target_popularity": self.counts[sets.targets - 1]}
+        found: dict[str, Any] = {"users": len(sets.targets)}
+        if resamples:
+            found["intervals"], found["lead"] = self._intervals(resamples)
+        found["beyond_accuracy"] = {
+            name: beyond_accuracy(outcome.lists, self.counts, sets) for name, outcome in self.outcomes.items()
+        }
+        found["slices"] = {by: self._slices(amount) for by, amount in amounts.items()}
+        return found
+
+    def _intervals(self, resamples: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        columns = {
+            (protocol, name, metric): values
+            for protocol in (protocols.FULL, *self.negatives)
+            for name, outcome in self.outcomes.items()
+            for metric, values in metrics.by_user(torch.from_numpy(outcome.ranks[protocol]), self.topk).items()
+        }
+        samples = resampled_means(np.stack(list(columns.values()), axis=1), resamples, self.seed)
+        means = dict(zip(columns, samples.T, strict=True))
+        last = list(self.outcomes)[-1]
+        intervals: dict[str, Any] = {}
+        lead: dict[str, Any] = {}
+        for (protocol, name, metric), of_name in means.items():
+            intervals.setdefault(protocol, {}).setdefault(name, {})[metric] = interval(of_name)
+            if name != last:
+                ends = interval(means[protocol, last, metric] - of_name)
+                lead.setdefault(protocol, {}).setdefault(name, {})[metric] = ends
+        return intervals, lead
+
+    def _slices(self, amounts: Indices) -> list[dict[str, Any]]:
+        return [
+            {
+                "label": label,
+                "users": len(users),
+                "figures": {
+                    name: metrics.means(torch.from_numpy(outcome.ranks[protocols.FULL][users]), self.topk, "")
+                    for name, outcome in self.outcomes.items()
+                },
+            }
+            for label, users in groups(amounts)
+        ]
+
+    def _warn_of_few_negatives(self) -> None:
+        for protocol, tokens in self.negatives.items():
+            users = int((tokens[:, -1] == 0).sum())
+            if users:
+                rank_zero_only(print)(
+                    f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
+                    f" for {protocol}, and get those"
+                )
+
+
+def tables_of(contests: dict[str, Contest], resamples: int) -> dict[str, Any]:
+    """Everything that contests found, ready for JSON.
+
+    Args:
+        contests: by stage, "val" or "test".
+        resamples: of the bootstrap.
+
+    Returns:
+        figures: stage -> contestant -> metric -> mean, all items ranked.
+        sampled_figures: stage -> sampled protocol -> contestant -> metric -> mean.
+        details: stage -> see `Contest.details`.
+    """
+    return {
+        "figures": {stage: contest.figures(protocols.FULL, f"{stage}_") for stage, contest in contests.items()},
+        "sampled_figures": {
+            stage: {name: contest.figures(name, f"{stage}_") for name in contest.negatives}
+            for stage, contest in contests.items()
+        },
+        "details": {stage: contest.details(resamples) for stage, contest in contests.items()},
+    }

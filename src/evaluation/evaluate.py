@@ -1,0 +1,168 @@
+"""Evaluation of a checkpoint on a table, as a run of its own: `python predict_bert4rec.py inference.evaluate=true`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from ..command_line import cli
+from ..data import id_forms
+from ..data.batching import EvaluationSet, OrderedBatches
+from ..data.from_settings import read_table
+from ..data.interactions import Interactions
+from ..data.sequences import Indices, Spans, n_core
+from ..data.titles import read_titles
+from ..data.vocabulary import Vocabulary
+from ..errors import UserError
+from ..runs import checkpoint, devices
+from ..runs.folder import RunFolder
+from ..runs.freed_memory import FreedMemory
+from ..settings import Config
+from . import closing_tables, results
+from .comparison import Contest
+
+
+class HeldOut(NamedTuple):
+    """The last item of every user of a table, in the tokens of a vocabulary that exists already.
+
+    Attributes:
+        tokens: [R] int64, all interactions with known items, grouped by user and in order of time.
+        users: [E] int64, rows of the table's users that can be evaluated.
+        histories: what comes before the target, E spans.
+        targets: [E] int64.
+        training: what training on this table would have seen, spans.
+        unknown_targets: users left out because the model does not know their last item.
+        kept: [K] int64, all interactions with known items of users that are long enough to train on.
+    """
+
+    tokens: Indices
+    users: Indices
+    histories: Spans
+    targets: Indices
+    training: Spans
+    unknown_targets: int
+    kept: Indices
+
+
+def evaluate(config: Config) -> None:
+    """Rank the last item of every user of the table, print the table of figures, write evaluation.json and a report.
+
+    Works on one device; where a launcher started several processes, the first does it all.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return
+    settings, folder = config.inference, RunFolder.at(config.output_dir)
+    checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
+    output_path = Path(settings.output_path or folder.evaluation).expanduser()
+    titles = read_titles(config.data.items_file)
+    model, vocabulary = checkpoint.load(checkpoint_path)
+    path = config.data.path
+    interactions = read_table(config)
+    rows, users = len(interactions.items), len(interactions.user_ids)
+    if config.data.min_item_interactions > 1:  # what training left out before it held out the last items
+        interactions = n_core(interactions, config.data.min_interactions, config.data.min_item_interactions)
+    held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
+    if not len(held_out.users):
+        raise UserError(
+            f"{path} has nobody to evaluate: it takes data.min_interactions={config.data.min_interactions}"
+            f" interactions, more than data.holdout={max(1, config.data.holdout)}, and a last item that"
+            f" {checkpoint_path} knows"
+        )
+    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    print(f"data        {rows:,} interactions of {users:,} users")
+    print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
+    _warn(held_out, vocabulary)
+    for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
+        print(line)
+    trainer = _trainer(config)
+    print(devices.line(devices.describe(trainer)))
+    if (unused := devices.unused(trainer.strategy.root_device.type, config.training.accelerator)) is not None:
+        print(f"note: {unused}")
+
+    evaluation_set = EvaluationSet(
+        held_out.tokens,
+        held_out.histories,
+        model.num_items,
+        model.max_len,
+        config.evaluation.filter_seen,
+        held_out.targets,
+    )
+    user_ids = interactions.user_ids.take(pa.array(held_out.users))
+    contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
+    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
+    content = {"data": {"path": str(path), "rows": rows, "users": users}, "checkpoint": str(checkpoint_path)}
+    content |= results.of(config, {"test": contest}, trainer, model, cli.command("predict", keeps_all=True))
+    report_path = output_path.with_suffix(".html")
+    results.write(config, content, output_path, report_path, contest, vocabulary, titles)
+    print("\n" + closing_tables.figures(content))
+    if content["verdict"]:
+        print(content["verdict"])
+    print(f"figures     {output_path}")
+    if config.evaluation.report:
+        print(f"report      {report_path}")
+
+
+def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interactions: int, holdout: int) -> HeldOut:
+    """Split a table as training does: users with enough interactions, the last one a target, `holdout` not trained on.
+
+    Args:
+        holdout: 1 or 2, see `src.data.sequences.training_spans`.
+    """
+    tokens = vocabulary.encode(interactions.item_ids)[interactions.items]  # [rows], 0 where unknown
+    place = np.concatenate([[0], (tokens != 0).cumsum()])  # of each row among the known ones
+    lengths, stops = interactions.lengths, interactions.offsets[1:]
+    is_kept = lengths >= min_interactions
+    is_evaluated = is_kept & (lengths > holdout)
+    training_stops = stops - np.where(lengths > holdout, holdout, 0)
+    training = Spans(place[interactions.offsets[:-1]], place[training_stops])[is_kept]
+    is_known = tokens[stops - 1] != 0
+    users = np.flatnonzero(is_evaluated & is_known)
+    return HeldOut(
+        tokens=tokens[tokens != 0],
+        users=users,
+        histories=Spans(place[interactions.offsets[users]], place[stops[users] - 1]),
+        targets=tokens[stops[users] - 1],
+        training=training,
+        unknown_targets=int((is_evaluated & ~is_known).sum()),
+        kept=tokens[(tokens != 0) & np.repeat(is_kept, lengths)],
+    )
+
+
+def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
+    if held_out.unknown_targets:
+        print(
+            f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item;"
+            " training's own figures have items without training interactions among them, as misses"
+        )
+    # Of the users that these settings train on, and of all, should training have had another data.min_interactions.
+    counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
+    if any(np.array_equal(count, vocabulary.counts) for count in counts):
+        print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
+
+
+def _trainer(config: Config) -> pl.Trainer:
+    cli.quiet()
+    return pl.Trainer(
+        accelerator=config.training.accelerator,
+        devices=1,
+        precision=config.training.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[FreedMemory()],
+        enable_model_summary=False,
+    )
+
+
+def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:
+    evaluation_set = contest.evaluation_set
+    by_length = np.argsort(evaluation_set.histories.last(model.max_len - 1).lengths, kind="stable")
+    loader = DataLoader(
+        evaluation_set, sampler=OrderedBatches(by_length, config.evaluation.batch_size), batch_size=None
+    )
+    model.topk = config.evaluation.topk
+    model.observer = contest.observer()
+    trainer.test(model, loader, verbose=False)
+    return model.observer.compute()

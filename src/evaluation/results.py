@@ -1,0 +1,76 @@
+"""What training and `inference.evaluate=true` share: the comparison with the baselines, and its JSON and report."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+
+from ..data.batching import EvaluationSet
+from ..data.sequences import Indices, Spans
+from ..data.titles import Titles
+from ..data.vocabulary import Vocabulary
+from ..runs import devices, provenance
+from ..settings import Config, flat_settings
+from . import closing_tables
+from .comparison import Contest, tables_of
+
+
+def contest(
+    config: Config, evaluation_set: EvaluationSet, user_ids: pa.StringArray, counts: Indices, training: Spans
+) -> Contest:
+    """A comparison in which popularity and item-item have been ranked already.
+
+    Args:
+        user_ids: of the evaluated users.
+        counts: [num_items] training interactions of each item.
+        training: what the item-item baseline learns from, spans of the evaluation set's tokens.
+    """
+    evaluation = config.evaluation
+    begun = Contest(evaluation_set, user_ids, counts, evaluation.protocols, config.seed, evaluation.topk)
+    begun.add_baselines(training)
+    return begun
+
+
+def of(
+    config: Config, contests: Mapping[str, Contest], trainer: pl.Trainer, model: pl.LightningModule, command: str
+) -> dict[str, Any]:
+    """Figures with their intervals, the verdict, and where all of it comes from: content of a JSON file.
+
+    Args:
+        contests: stage -> comparison, the model as the last contestant; the last stage comes last.
+        command: as it was run.
+    """
+    content: dict[str, Any] = tables_of(dict(contests), config.evaluation.bootstrap)
+    content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
+    content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    content |= provenance.describe(command)
+    return content | {"verdict": closing_tables.verdict(content, config.evaluation.topk)}
+
+
+def write(
+    config: Config,
+    content: Mapping[str, Any],
+    json_path: Path,
+    report_path: Path,
+    last: Contest | None,
+    vocabulary: Vocabulary,
+    titles: Titles,
+    logs: Path | None = None,
+) -> None:
+    """Write the JSON file and, unless `evaluation.report` is off, the report.
+
+    Args:
+        last: the comparison of the last stage, for examples.
+        logs: a folder of TensorBoard logs with curves.
+    """
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    closing_tables.write_json(json_path, dict(content))
+    if config.evaluation.report:
+        from . import report_page
+
+        curves = {} if logs is None else report_page.read_curves(logs)
+        report_page.write(report_path, content, curves, last, vocabulary, titles, flat_settings(config))

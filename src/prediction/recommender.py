@@ -1,0 +1,162 @@
+"""Recommendations from Python, in the table's own ids.
+
+Reads a checkpoint without Lightning, so that a service starts quickly.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from .. import ranking
+from ..batch import PAD, PredictBatch
+from ..data import id_forms
+from ..data.batching import HistorySet
+from ..data.id_lists import barred_tokens
+from ..data.sequences import Indices, Spans
+from ..data.vocabulary import Vocabulary
+from ..errors import UserError
+from ..kernels import door
+from ..models.network import Network, last_places
+from ..runs import checkpoint
+
+Id = str | int
+HISTORIES_AT_ONCE = 1024
+
+
+class Recommender:
+    """The most likely next items of histories, by the ids of the table the model was trained on.
+
+    Nothing of it changes after it is made: any number of threads may share one.
+
+    Args:
+        network: from a checkpoint; it is put into evaluation mode.
+        vocabulary: the item ids behind its tokens.
+
+    Attributes:
+        items: every id that the model knows.
+        max_len: how many of the latest items of a history count, plus one.
+    """
+
+    def __init__(self, network: Network, vocabulary: Vocabulary) -> None:
+        self.network = network.eval()
+        self.max_len = network.max_len
+        self.items: tuple[str, ...] = tuple(vocabulary.ids.to_pylist())
+        self._tokens = {item: token for token, item in enumerate(self.items, start=1)}
+        self._most_popular = vocabulary.most_popular()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Read `last.ckpt` or `best.ckpt` of a training run.
+
+        Raises:
+            UserError: if there is no such file, or it is no checkpoint of this package.
+        """
+        network, vocabulary = checkpoint.load_network(Path(path).expanduser())
+        return cls(network.to(device), vocabulary)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[Id]],
+        topk: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Iterable[Id] | None = None,
+        exclude: Iterable[Id] = (),
+    ) -> list[list[str]]:
+        """The most likely next items of each history.
+
+        Args:
+            histories: one list of item ids a user, oldest first. Ids that the model does not know are passed over; a
+                history in which it knows none gets the most popular items.
+            topk: how many items each gets; fewer where fewer candidates are left.
+            exclude_seen: whether the items of a history are no candidates for it.
+            candidates: the only items that may come, for all histories; None: every item the model knows.
+            exclude: items that may not come, for all histories.
+
+        Returns:
+            One list of ids a history, best first.
+
+        Raises:
+            UserError: if `topk` is below 1, a history is no list of ids, or the model knows none of the candidates.
+        """
+        lists = self.recommend_with_scores(
+            histories, topk, exclude_seen=exclude_seen, candidates=candidates, exclude=exclude
+        )
+        return [[item for item, _ in row] for row in lists]
+
+    @torch.inference_mode()
+    def recommend_with_scores(
+        self,
+        histories: Sequence[Sequence[Id]],
+        topk: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Iterable[Id] | None = None,
+        exclude: Iterable[Id] = (),
+    ) -> list[list[tuple[str, float]]]:
+        """As `recommend`, each item with its score: the model's logit, NaN for the most popular items."""
+        if topk < 1:
+            raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")
+        is_barred = self._barred(candidates, exclude)
+        tokens, spans = self._flat_tokens(histories)
+        history_set = HistorySet(tokens, spans, self.network.num_items, self.max_len, exclude_seen)
+        lists: list[list[tuple[str, float]]] = [[] for _ in histories]
+        with_history = np.flatnonzero(spans.lengths)
+        for start in range(0, len(with_history), HISTORIES_AT_ONCE):
+            batch = history_set[with_history[start : start + HISTORIES_AT_ONCE]]
+            for row, row_items, row_scores in zip(
+                batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True
+            ):
+                lists[row] = [
+                    (self.items[item - 1], score)
+                    for item, score in zip(row_items, row_scores, strict=True)
+                    if item != PAD
+                ]
+        if len(with_history) < len(histories):
+            popular = self._most_popular if is_barred is None else self._most_popular[~is_barred[self._most_popular]]
+            for row in np.flatnonzero(spans.lengths == 0):
+                lists[row] = [(self.items[item - 1], float("nan")) for item in popular[:topk]]
+        return lists
+
+    def _best(
+        self, batch: PredictBatch, topk: int, is_barred: np.ndarray | None
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        device = self.network.output.weight.device
+        batch = PredictBatch(*(tensor.to(device) for tensor in batch))
+        hidden = door.encode(self.network, batch.inputs, last_places(batch.inputs))  # [B, D]
+        items: list[list[int]] = []
+        best: list[list[float]] = []
+        for _, scores in door.candidate_scores(self.network, hidden, batch.seen_rows, batch.seen_items):
+            if is_barred is not None:
+                scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
+            some_items, some_scores = ranking.top_k(scores, topk)
+            items += some_items.tolist()
+            best += some_scores.tolist()
+        return items, best
+
+    def _barred(self, candidates: Iterable[Id] | None, exclude: Iterable[Id]) -> np.ndarray | None:
+        allowed = None if candidates is None else self._encode(candidates)
+        blocked = self._encode(exclude)
+        if allowed is not None and not allowed.any():
+            raise UserError("the model knows none of the candidates: give ids of the table it was trained on")
+        return barred_tokens(len(self.items), allowed, blocked if len(blocked) else None)
+
+    def _flat_tokens(self, histories: Sequence[Sequence[Id]]) -> tuple[Indices, Spans]:
+        """Known items of all histories one after the other, and where each history stands."""
+        known: list[Indices] = []
+        for history in histories:
+            if isinstance(history, str | int):
+                raise UserError(f"{history!r} is no history: give a list of histories, each a list of item ids")
+            tokens = self._encode(history)
+            known.append(tokens[tokens != PAD])
+        offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in known], dtype=np.int64)]).astype(np.int64)
+        return np.concatenate([np.empty(0, np.int64), *known]), Spans(offsets[:-1], offsets[1:])
+
+    def _encode(self, ids: Iterable[Id]) -> Indices:
+        """Token of each id, 0 where it is unknown. A dictionary answers for a few ids faster than Arrow does."""
+        words = [item if type(item) is str else str(item) for item in ids]
+        tokens = [self._tokens.get(word) or self._tokens.get(id_forms.other(word), PAD) for word in words]
+        return np.array(tokens, dtype=np.int64)

@@ -1,0 +1,205 @@
+"""The top-K table, written during prediction and put under its final name when it is whole."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from ..atomic_files import part_of
+from ..batch import PAD
+from ..data.vocabulary import Vocabulary
+from ..errors import UserError
+
+ROWS_IN_A_GROUP = 2**17  # of Parquet: what is kept in memory before it is written
+
+
+class TableFile:
+    """A table that grows on the disk: CSV, or Parquet.
+
+    Args:
+        path: where it is written.
+        schema: of its columns.
+        has_header: whether a CSV begins with the names of the columns.
+        has_special: whether a text in it has commas, quotes or line breaks.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, is_parquet: bool, has_header: bool, has_special: bool) -> None:
+        self.waiting: list[pa.Table] = []
+        self.file = pa.OSFile(str(path), "wb")
+        self.parquet = pyarrow.parquet.ParquetWriter(self.file, schema) if is_parquet else None
+        self.options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if has_special else "none")
+        if has_header and not is_parquet:
+            self.file.write(",".join(schema.names).encode() + b"\n")
+
+    def write(self, table: pa.Table) -> None:
+        if self.parquet is None:
+            pyarrow.csv.write_csv(table, self.file, self.options)
+            return
+        self.waiting.append(table)
+        if sum(len(table) for table in self.waiting) >= ROWS_IN_A_GROUP:
+            whole = pa.concat_tables(self.waiting)
+            while len(whole) >= ROWS_IN_A_GROUP:  # whatever came at a time, so that the bytes are the same
+                self.parquet.write_table(whole.slice(0, ROWS_IN_A_GROUP))
+                whole = whole.slice(ROWS_IN_A_GROUP)
+            self.waiting = [whole]
+
+    def append(self, path: Path) -> None:
+        """Write what another process has written."""
+        if self.parquet is None:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, self.file)
+            return
+        with pyarrow.parquet.ParquetFile(str(path)) as file:
+            for group in range(file.num_row_groups):
+                self.write(file.read_row_group(group))
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.parquet is not None:
+            if sum(len(table) for table in self.waiting):
+                self.parquet.write_table(pa.concat_tables(self.waiting))
+            self.parquet.close()
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Close without writing what is left."""
+        self.waiting = []
+        self.file.close()
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes the columns user, item and, if asked, rank and score, K rows a user, best first, as CSV or Parquet.
+
+    With several processes each writes a file of its own, and the first one puts them together in order of rank.
+
+    Takes the predictions of `BERT4Rec.predict_step`: users [B] int64, items [B, K] int64, 0 where there are fewer, and
+    scores [B, K]. What it holds in memory does not grow with the number of users.
+
+    Args:
+        path: final name of the table, Parquet if it ends in `.parquet`; an earlier one stays until the new one is
+            whole.
+        user_ids: [U] strings, by the `users` of a batch.
+        has_history: [U] bool; the others get `fallback`.
+        fallback: [K] int64, items for users without a history, best first; they have no score.
+        with_scores: add `rank`, 1 for the best, and `score`, the logit.
+
+    Raises:
+        UserError: if the disk is full or the folder cannot be written to; what was there before is still there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        vocabulary: Vocabulary,
+        user_ids: pa.StringArray,
+        has_history: np.ndarray,
+        fallback: np.ndarray,
+        with_scores: bool,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+        self.part = part_of(path)
+        self.vocabulary = vocabulary
+        self.user_ids = user_ids
+        self.has_history = has_history
+        self.fallback = fallback
+        self.with_scores = with_scores
+        self.rows = 0
+        columns = {"user": pa.string(), "item": pa.string()}
+        self.schema = pa.schema(columns | ({"rank": pa.int32(), "score": pa.float32()} if with_scores else {}))
+        self.file: TableFile | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Open the file of this process, which has one even if it gets nothing to predict."""
+        special = (pc.match_substring_regex(ids, '[",\r\n]') for ids in (self.user_ids, self.vocabulary.ids))
+        has_special = any(pc.any(column).as_py() for column in special)
+        self.part = self._part_of(trainer.global_rank)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            is_parquet = self.path.suffix == ".parquet"
+            self.file = TableFile(self.part, self.schema, is_parquet, trainer.is_global_zero, has_special)
+        except OSError as error:
+            self._fail(error)
+
+    def _part_of(self, rank: int) -> Path:
+        part = part_of(self.path)
+        return part.with_name(f"{part.name}{rank}") if rank else part
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        self._write(*(tensor.cpu().numpy() for tensor in prediction))
+
+    def _write(self, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        assert self.file is not None
+        is_new = ~self.has_history[users]
+        items[is_new] = PAD
+        items[is_new, : len(self.fallback)] = self.fallback
+        rows, places = np.nonzero(items != PAD)
+        columns = {
+            "user": self.user_ids.take(pa.array(users[rows])),
+            "item": self.vocabulary.decode(items[rows, places]),
+        }
+        if self.with_scores:
+            columns["rank"] = pa.array(places + 1, pa.int32())
+            columns["score"] = pa.array(scores[rows, places], pa.float32(), mask=is_new[rows])
+        try:
+            self.file.write(pa.table(columns, self.schema))
+        except OSError as error:
+            self._fail(error)
+        self.rows += len(rows)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the file under its final name."""
+        assert self.file is not None
+        try:
+            if not trainer.is_global_zero:
+                self.file.close()
+            total = trainer.strategy.reduce(
+                torch.tensor(self.rows, device=trainer.strategy.root_device), reduce_op="sum"
+            )
+            self.rows = int(total)
+            trainer.strategy.barrier("predictions are written")
+            if trainer.is_global_zero:
+                for rank in range(1, trainer.world_size):
+                    self.file.append(self._part_of(rank))
+                    self._part_of(rank).unlink()
+                self.file.close()
+                os.replace(self.part, self.path)
+            trainer.strategy.barrier("predictions are whole")
+        except OSError as error:
+            self._fail(error)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self.file is not None:
+            self.file.abandon()
+            self.file = None
+        if self.part.parent.is_dir():
+            self.part.unlink(missing_ok=True)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self._clean_up()
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise UserError(
+            f"{self.path} cannot be written ({reason}): free some room, or write elsewhere with"
+            " inference.output_path=FILE"
+        ) from error

@@ -1,0 +1,170 @@
+"""The parts of a run from its settings: data module, model and trainer."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+
+from ..data import BERT4RecDataModule
+from ..data.table import TableOptions
+from ..errors import UserError
+from ..models import BERT4Rec
+from ..runs import devices, memory
+from ..runs.folder import RunFolder
+from ..runs.freed_memory import FreedMemory
+from ..runs.progress import Progress
+from ..settings import Config
+from ..settings.schema import TrainingConfig
+from ..sweep import sweep
+from ..sweep.pruning import Pruning
+from . import auto_size, logs, resume
+from .callbacks import LastCheckpoint
+from .checkpoint_io import SafeCheckpointIO
+
+
+def build_data(config: Config) -> BERT4RecDataModule:
+
+    return BERT4RecDataModule(
+        data_dir=config.data.data_dir,
+        data_file=config.data.data_file,
+        table_options=TableOptions(**config.data.table_options),
+        batch_size=config.data.batch_size,
+        min_interactions=config.data.min_interactions,
+        min_item_interactions=config.data.min_item_interactions,
+        num_workers=config.data.num_workers,
+        max_len=config.model.max_len,
+        mask_prob=config.model.mask_prob,
+        mask_token_share=config.model.mask_token_share,
+        random_token_share=config.model.random_token_share,
+        mask_last_share=config.model.mask_last_share,
+        holdout=config.data.holdout,
+        window_stride=config.data.window_stride,
+        filter_seen=config.evaluation.filter_seen,
+        eval_batch_size=config.evaluation.batch_size,
+        num_negatives=0 if config.training.loss == "softmax" else config.training.num_negatives,
+        negative_power=config.training.negative_power,
+        generate_sample=config.data.generate_sample,
+        download=config.data.download,
+        download_url=config.data.download_url,
+        cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
+        seed=config.seed,
+    )
+
+
+def size_by_data(config: Config, data: BERT4RecDataModule) -> Config:
+    """Choose what `experiment=auto` leaves open, say why, and let the data module know."""
+    config, reasons = auto_size.choose(
+        config,
+        data.summary["train_users"],
+        data.num_items,
+        auto_size.given_keys(HydraConfig.get().overrides.task),
+        memory.of(torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")),
+    )
+    rank_zero_only(print)(reasons)
+    data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
+    return config
+
+
+def build_model(config: Config, num_items: int) -> BERT4Rec:
+
+    return BERT4Rec(
+        num_items=num_items,
+        hidden_units=config.model.hidden_units,
+        num_heads=config.model.num_heads,
+        num_layers=config.model.num_layers,
+        max_len=config.model.max_len,
+        dropout_rate=config.model.dropout_rate,
+        share_embeddings=config.model.share_embeddings,
+        attention_dropout_rate=config.model.attention_dropout_rate,
+        ffn_dropout_rate=config.model.ffn_dropout_rate,
+        embedding_norm_first=config.model.embedding_norm_first,
+        output_transform=config.model.output_transform,
+        output_bias=config.model.output_bias,
+        linear_init=config.model.linear_init,
+        loss=config.training.loss,
+        gbce_calibration=config.training.gbce_calibration,
+        lr=config.training.lr,
+        optimizer=config.training.optimizer,
+        weight_decay=config.training.weight_decay,
+        decay_norm_and_bias=config.training.decay_norm_and_bias,
+        scheduler=config.training.scheduler,
+        warmup_steps=config.training.warmup_steps,
+        topk=list(config.evaluation.topk),
+    )
+
+
+def require_memory(config: Config, num_items: int) -> None:
+    """Refuse a model that the memory cannot hold before it takes any."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config, num_items).parameters())
+    here = memory.HELD if devices.trains_on_cuda(config.training.accelerator) else memory.TRAINED
+    memory.require(parameters, here, memory.of(torch.device("cpu")))
+
+
+def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Trainer:
+    """The trainer of a run that has `steps` steps behind it."""
+    training = config.training
+    save: dict[str, Any] = {
+        "dirpath": folder.checkpoints,
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+    }
+    callbacks: list[pl.Callback] = [FreedMemory()]
+    if config.data.holdout:
+        monitor: dict[str, Any] = {"monitor": training.monitor_metric, "mode": "max"}
+        callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
+        if training.early_stopping:
+            callbacks.append(EarlyStopping(patience=training.early_stopping_patience, **monitor))
+    log_to = logs.loggers(training.logger, folder, steps)
+    if log_to:
+        is_constant = training.scheduler == "none" and not training.warmup_steps
+        callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+    callbacks.append(Progress(training.monitor_metric))
+    if (trial := sweep.current_trial()) is not None:
+        callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
+    last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
+    callbacks.append(last)  # after the best one, of which it keeps the state
+    try:
+        return _trainer(training, callbacks, log_to)
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(
+            f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
+            f" precision={training.precision} do not work here: {error}"
+        ) from error
+
+
+def _trainer(training: TrainingConfig, callbacks: list[pl.Callback], log_to: list[Logger]) -> pl.Trainer:
+
+    return pl.Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        strategy=training.strategy,
+        precision=training.precision,  # type: ignore[arg-type]
+        max_epochs=training.num_epochs,
+        max_steps=training.max_steps or -1,
+        gradient_clip_val=training.gradient_clip,
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
+        logger=log_to,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's own samplers share the rows out
+        log_every_n_steps=10,
+        **validation_schedule(training),
+    )
+
+
+def validation_schedule(training: TrainingConfig) -> dict[str, Any]:
+    """Lightning's arguments for `val_check_interval`.
+
+    Given 2.0, Lightning would validate every 2 batches; here a whole number counts epochs.
+    """
+    if training.val_check_interval < 1.0:
+        return {"val_check_interval": training.val_check_interval}
+    return {"check_val_every_n_epoch": int(training.val_check_interval)}
