@@ -90,6 +90,13 @@ def test_a_process_that_was_forked_has_threads_of_its_own() -> None:
     assert torch.equal(encoded(), expected)
 
 
+@pytest.fixture
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes a quarter of the time."""
+    monkeypatch.setattr(compiler, "OPTIONS", tuple("-O0" if word == "-O3" else word for word in compiler.OPTIONS))
+
+
+@pytest.mark.usefixtures("in_a_hurry")
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_folder_that_others_can_write_to_is_not_used(
     mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +110,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     compiler._load.cache_clear()
 
 
+@pytest.mark.usefixtures("in_a_hurry")
 def test_a_file_that_others_can_write_to_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler._load.cache_clear()

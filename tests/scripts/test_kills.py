@@ -113,7 +113,7 @@ def test_a_disk_with_no_room_for_the_checkpoint(
     answer = sessions("train", *overrides, largest_file=largest)
     assert answer["codes"] == [1]
     assert answer["errors"][0].count("\n") == 1
-    assert ".ckpt cannot be written (File too large): the one that was there before is unharmed" in answer["errors"][0]
+    assert ".ckpt cannot be written (File too large): the earlier one is unharmed" in answer["errors"][0]
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
     assert not list(tmp_path.rglob("*" + atomic_files.PART))
     assert sessions("train", *overrides)["codes"] == [0]
