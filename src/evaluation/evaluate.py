@@ -18,7 +18,7 @@ from ..data.sequences import Indices, Spans, n_core
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
-from ..runs import checkpoint, devices
+from ..runs import checkpoint, devices, provenance
 from ..runs.folder import RunFolder
 from ..runs.freed_memory import FreedMemory
 from ..settings import Config
@@ -55,6 +55,7 @@ def evaluate(config: Config) -> None:
     """
     if getattr(rank_zero_only, "rank", 0):
         return
+    origin = provenance.describe(cli.command("predict", keeps_all=True))
     settings, folder = config.inference, RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
     output_path = Path(settings.output_path or folder.evaluation).expanduser()
@@ -93,7 +94,7 @@ def evaluate(config: Config) -> None:
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
     contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
     content = {"data": {"path": str(path), "rows": rows, "users": users}, "checkpoint": str(checkpoint_path)}
-    content |= results.of(config, {"test": contest}, trainer, model, cli.command("predict", keeps_all=True))
+    content |= results.of(config, {"test": contest}, trainer, model, origin)
     report_path = output_path.with_suffix(".html")
     results.write(config, content, output_path, report_path, contest, vocabulary, titles)
     print("\n" + closing_tables.figures(content))

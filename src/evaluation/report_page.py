@@ -119,7 +119,7 @@ def _tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _origin(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where the figures come from: name and text."""
-    names = ("date", "command", "version", "commit", "device", "precision", "torch")
+    names = ("started", "command", "version", "commit", "device", "precision", "torch")
     found = [(name, str(content[name])) for name in names if content.get(name)]
     if content.get("parameters"):
         found.append(("model", f"{content['parameters']:,} parameters"))
@@ -175,8 +175,11 @@ def _baselines(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _until(curve: plots.Curve, last: float) -> plots.Curve:
-    """A curve without what the closing evaluation of the best checkpoint logs after training's last step."""
-    kept = [(step, value) for step, value in zip(*curve, strict=True) if step <= last]
+    """A curve without what the closing evaluation of the best checkpoint logs after training's last step.
+
+    Lightning counts the steps of its logs from 0; here, as in checkpoints, a step is the number of those done.
+    """
+    kept = [(step + 1, value) for step, value in zip(*curve, strict=True) if step <= last]
     return [step for step, _ in kept], [value for _, value in kept]
 
 

@@ -13,7 +13,7 @@ from ..data.batching import EvaluationSet
 from ..data.sequences import Indices, Spans
 from ..data.titles import Titles
 from ..data.vocabulary import Vocabulary
-from ..runs import devices, provenance
+from ..runs import devices
 from ..settings import Config, flat_settings
 from . import closing_tables
 from .comparison import Contest, tables_of
@@ -36,18 +36,22 @@ def contest(
 
 
 def of(
-    config: Config, contests: Mapping[str, Contest], trainer: pl.Trainer, model: pl.LightningModule, command: str
+    config: Config,
+    contests: Mapping[str, Contest],
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    origin: Mapping[str, str],
 ) -> dict[str, Any]:
     """Figures with their intervals, the verdict, and where all of it comes from: content of a JSON file.
 
     Args:
         contests: stage -> comparison, the model as the last contestant; the last stage comes last.
-        command: as it was run.
+        origin: what `provenance.describe` found at the start.
     """
     content: dict[str, Any] = tables_of(dict(contests), config.evaluation.bootstrap)
     content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
     content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    content |= provenance.describe(command)
+    content |= origin
     return content | {"verdict": closing_tables.verdict(content, config.evaluation.topk)}
 
 

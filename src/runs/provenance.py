@@ -1,4 +1,4 @@
-"""Where figures come from: the time, the command, the version and the commit of the run that made them."""
+"""Where figures come from: the time, the command, the version and the commit of the run that makes them."""
 
 import subprocess
 from datetime import datetime
@@ -11,15 +11,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe(command: str) -> dict[str, str]:
-    """What a report and its JSON say of their origin.
+    """What a report and its JSON say of their origin. Call it at the start: a checkout may change during a run.
 
     Args:
         command: as it was run.
 
     Returns:
-        date, command, version and, in a git checkout of this project, commit: `1a2b3c4`, or `1a2b3c4 with changes`.
+        started, command, version and, in a git checkout of this project, commit: `1a2b3c4`, or `1a2b3c4 with changes`.
     """
-    found = {"date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip(), "command": command}
+    found = {"started": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip(), "command": command}
     try:
         found["version"] = metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -34,7 +34,8 @@ def _commit() -> str | None:
         return None
     try:
         commit = _git("rev-parse", "--short", "HEAD").strip()
-        return f"{commit} with changes" if _git("status", "--porcelain", "--untracked-files=no").strip() else commit
+        changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no").strip()
+        return f"{commit} with changes" if changes else commit
     except (OSError, subprocess.SubprocessError):  # no git, or a checkout of somebody else's
         return None
 

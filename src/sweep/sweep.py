@@ -158,6 +158,13 @@ def is_running() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def command() -> str | None:
+    """The command that repeats this run of a sweep alone; None outside of one."""
+    if not is_running():
+        return None
+    return f"{start('train')} {shown_words(HydraConfig.get().overrides.task, ('sweep', 'output_dir'))}"
+
+
 def current_trial() -> "optuna.Trial | None":
     """The trial that this run is, if it is one of a search that may stop runs early."""
     if not is_running():

@@ -28,6 +28,7 @@ def finish(
     model: BERT4Rec,
     data: BERT4RecDataModule,
     titles: Titles,
+    origin: dict[str, str],
     seconds: float,
 ) -> float | None:
     """Evaluate the best checkpoint beside the baselines, write metrics.json and the report, print the closing table.
@@ -42,7 +43,7 @@ def finish(
     if chosen == folder.best:
         content["best_step"] = torch.load(chosen, mmap=True, weights_only=True, map_location="cpu")["global_step"]
     contests = evaluate(config, trainer, model, data, chosen, name)
-    content |= results.of(config, contests, trainer, model, cli.command("train", keeps_all=True))
+    content |= results.of(config, contests, trainer, model, origin)
     if "test" in contests and config.data.generate_sample:
         content["figures"]["test"]["best reachable"] = best_reachable(data.path, content["figures"]["test"])
     if trainer.is_global_zero:

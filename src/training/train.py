@@ -41,12 +41,14 @@ def fit_and_evaluate(config: Config) -> float | None:
     from ..errors import UserError
     from ..evaluation import closing_tables
     from ..kernels import compiler
-    from ..runs import checkpoint, devices
+    from ..runs import checkpoint, devices, provenance
     from ..settings import flat_settings
+    from ..sweep import sweep
     from . import build, closing, logs, resume
     from .callbacks import LastCheckpoint
 
     cli.quiet()
+    origin = provenance.describe(sweep.command() or cli.command("train", keeps_all=True))
     compiler.switch(config.native)
     say = rank_zero_only(print)
     pl.seed_everything(config.seed, verbose=False)
@@ -108,6 +110,7 @@ def fit_and_evaluate(config: Config) -> float | None:
         model=model,
         data=data,
         titles=titles,
+        origin=origin,
         seconds=last.total_seconds(),
     )
 

@@ -70,7 +70,7 @@ def content(contest: Contest) -> dict[str, Any]:  # noqa: F811
     tables["figures"]["test"]["best reachable"] = {"hit@5": 0.87654}
     tables["figures"]["val"]["BERT4Rec (best.ckpt)"] = tables["figures"]["val"].pop("model")
     origin = {
-        "date": "2026-11-27 21:00",
+        "started": "2026-11-27 21:00",
         "command": f"python train_bert4rec.py output_dir={'x' * 300}",
         "version": "9.1",
     }
@@ -110,9 +110,9 @@ def test_nothing_is_fetched(report: Path) -> None:
 
 def test_the_origin_of_the_figures_and_the_data_are_told_in_words(report: Path) -> None:
     rows = read(report).rows
-    names = ("date", "version", "commit", "device", "precision", "model")
+    names = ("started", "version", "commit", "device", "precision", "model")
     assert [row for row in rows if row[0] in names and len(row) == 2] == [
-        ["date", "2026-11-27 21:00"],
+        ["started", "2026-11-27 21:00"],
         ["version", "9.1"],
         ["commit", "1a2b3c4 with changes"],
         ["device", "CPU, one"],
@@ -126,7 +126,7 @@ def test_the_origin_of_the_figures_and_the_data_are_told_in_words(report: Path) 
 
 
 def test_validation_has_the_baselines_and_a_mark_at_the_best_checkpoint(content: dict[str, Any]) -> None:
-    plot = report_page._curve_plots({"val_ndcg@5": ([1, 3], [0.1, 0.2])}, content)["Validation, every item ranked"]
+    plot = report_page._curve_plots({"val_ndcg@5": ([0, 2], [0.1, 0.2])}, content)["Validation, every item ranked"]
     legend = [item.label.value for item in plot.legend[0].items]
     assert legend == ["val_ndcg@5", "popularity NDCG@5", "item-item NDCG@5", "best.ckpt, step 2"]
     drawn = {renderer.name: renderer.data_source.data for renderer in plot.renderers if renderer.name in legend}

@@ -17,7 +17,7 @@ def test_a_checkout_names_its_commit_and_whether_it_was_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    assert set(provenance.describe("python x.py")) == {"date", "command", "version"}
+    assert set(provenance.describe("python x.py")) == {"started", "command", "version"}
     git(tmp_path, "init", "-q")
     assert "commit" not in provenance.describe("python x.py")  # there is none yet
     (tmp_path / "file").write_text("a")

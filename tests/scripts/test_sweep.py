@@ -87,6 +87,7 @@ def test_a_run_has_two_lines_and_the_rest_in_a_file(grid: tuple[Path, Outcome]) 
         f"run {n} ({n + 1} of 4)" for n in range(4)
     ]
     assert "training.lr=0.001" in lines[0]
+    assert figures(folder / "sweep" / "1")["command"].endswith("training.lr=0.001 training.warmup_steps=5")
     for number in range(4):
         value = f"    val_ndcg@10 {best_value(folder / 'sweep' / str(number)):.4f}, "
         file = folder / "sweep" / str(number) / "output.txt"

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.command_line.words import quote_text
+from src.evaluation import report_page
 from src.models import BERT4Rec
 from src.prediction.predict import predict
 from src.training.train import train
@@ -329,6 +330,13 @@ def test_the_report_shows_the_run_and_stands_in_the_closing_table(table: Table, 
         assert f'aria-label="{alt}"' in text
     assert "Twelve &amp; more" in text
     assert "training.num_epochs" in text
+    content = metrics(run.folder)
+    assert content["command"].startswith("python train_bert4rec.py data.data_dir=")
+    values = report_page.read_curves(run.folder / "logs")["val_ndcg@10"]
+    by_step = {step + 1: value for step, value in zip(*values, strict=True)}
+    best = content["figures"]["val"]["BERT4Rec (best.ckpt)"]["val_ndcg@10"]
+    assert by_step[content["best_step"]] == pytest.approx(best, abs=1e-6)
+    assert content["parameters"] > 0
     assert f"{metrics(run.folder)['figures']['test']['item-item']['test_mrr']:.4f}" in text
     nothing = train_here(table, tmp_path / "all", TWO_EPOCHS, "evaluation.report=true", "data.holdout=0")
     assert 'aria-label="Training loss"' in (nothing.folder / "report.html").read_text(encoding="utf-8")
