@@ -3,7 +3,7 @@
 import re
 from operator import attrgetter
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -12,6 +12,7 @@ from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationResolutionError,
     InterpolationToMissingValueError,
+    InterpolationValidationError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     UnsupportedInterpolationType,
@@ -50,12 +51,24 @@ def check(config: Config) -> None:
         UserError: that names the first one that is not.
     """
     for key, rule in rules().items():
-        value = attrgetter(key)(config)
-        may_be_null = NoneType in get_args(annotations()[key])
-        if not ((value is None and may_be_null) or rule.admits(value)):
+        value, annotation = attrgetter(key)(config), annotations()[key]
+        if value is None and NoneType in get_args(annotation):
+            continue
+        if not _has_type(value, annotation):  # of another setting, which ${SETTING} put here
+            raise UserError(misfit(key, value))
+        if not rule.admits(value):
             raise UserError(f"{key}={value_text(value)} is not possible: {rule.way_out}")
     for key, value, why in contradictions(config):
         raise UserError(f"{key}={value_text(value)} is not possible: {why}")
+
+
+def _has_type(value: object, annotation: Any) -> bool:
+    if annotation is Any:
+        return True
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(_has_type(entry, get_args(annotation)[0]) for entry in value)
+    kinds = get_args(annotation) or (annotation,)
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def _explained(error: OmegaConfBaseException, composed: DictConfig) -> str:
@@ -68,6 +81,8 @@ def _explained(error: OmegaConfBaseException, composed: DictConfig) -> str:
     shown = f"{setting}={value_text(written)}"
     if isinstance(error, InterpolationKeyError | InterpolationToMissingValueError):
         return f"{shown} takes the value of a setting that does not exist: --help lists every key"
+    if isinstance(error, InterpolationValidationError) and setting in annotations():
+        return f"{shown} gives another kind of value: give {kind_name(annotations()[setting])}"
     if isinstance(error, InterpolationResolutionError | GrammarParseError | UnsupportedInterpolationType):
         return rf"{shown} cannot be read as ${{SETTING}}: write \${{ for a plain ${{"
     if setting in sections():

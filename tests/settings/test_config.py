@@ -442,6 +442,23 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
     assert rule in message
 
 
+@pytest.mark.parametrize(
+    ("key", "other", "kind"),
+    [
+        ("evaluation.topk", "seed", "a list, evaluation.topk=[42]"),
+        ("training.logger", "output_dir", "a list"),
+        ("data.quotes", "output_dir", "true or false"),
+        ("model.dropout_rate", "data.encoding", "a number"),
+        ("data.batch_size", "model.dropout_rate", "a whole number"),
+        ("training.num_epochs", "output_dir", "a whole number"),
+    ],
+)
+def test_the_value_of_another_setting_has_to_fit_too(key: str, other: str, kind: str) -> None:
+    message = refusal({key: f"${{{other}}}"})
+    assert message.startswith(f"{key}=")
+    assert f"give {kind}" in message
+
+
 @pytest.mark.parametrize("key", ["data.delimiter", "data.list_delimiter"])
 @pytest.mark.parametrize(
     ("typed", "meant"), [("tab", "\t"), ("\\t", "\t"), ("Space", " "), ("comma", ","), ("semicolon", ";"), ("bar", "|")]
