@@ -77,7 +77,7 @@ def fit_and_evaluate(config: Config) -> float | None:
         and compiler.library(torch.float32) is None
         and config.native
     ):
-        say(f"note: no compiled kernels, so training takes 1.2 to 2 times as long: {compiler.missing()}")
+        say(f"note: no compiled kernels, so training takes 1.2 to 3 times as long: {compiler.missing()}")
     build.require_memory(config, data.num_items)
     model = build.build_model(config, data.num_items)
     say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")

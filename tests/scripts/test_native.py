@@ -12,7 +12,7 @@ from src.training.train import train
 from tests.kernels import needs_compiler
 from tests.scripts.conftest import TINY, Run, Table, call, checkpoint, files_below, train_here
 
-NOTE = "note: no compiled kernels, so training takes 1.2 to 2 times as long: there is no C compiler"
+NOTE = "note: no compiled kernels, so training takes 1.2 to 3 times as long: there is no C compiler"
 
 
 @pytest.fixture
