@@ -73,6 +73,12 @@ def test_lists_of_items_as_json_lines(tmp_path: Path) -> None:
     assert f"left out    1 rows with an empty list of items in {tmp_path / 'l.jsonl'}" in table.notes
 
 
+def test_json_lines_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes('{"user":"é","item":2}\n'.encode("utf-16"))
+    table = read_interactions(tmp_path / "t.jsonl", TableOptions(encoding="utf-16"))
+    assert histories(table) == {"é": ["2"]}
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [

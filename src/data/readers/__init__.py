@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..table import Part, TableOptions
 from .delimited import read_delimited
+from .encodings import as_utf8
 from .json_lines import is_json, read_json_lines
 from .parquet import read_parquet
 from .sources import Source
@@ -25,6 +26,5 @@ def read_part(source: Source, options: TableOptions, ids: Sequence[str] = ("user
     """
     if source.is_parquet:
         return read_parquet(source, options, ids)
-    if is_json(source):
-        return read_json_lines(source, options, ids)
-    return read_delimited(source, options, ids)
+    source, notes = as_utf8(source, options)
+    return (read_json_lines if is_json(source) else read_delimited)(source, options, ids, notes)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ...errors import UserError
 from ..table import IDS, TEXT, BadRow, Part, TableOptions, one_line
 from . import lists, rows
-from .encodings import as_utf8
 from .layout import Layout, find_layout, first_lines
 from .sources import Source
 
@@ -28,9 +27,8 @@ BLOCK = 2**23  # bytes that Arrow reads at a time
 LARGEST_BLOCK = 2**31 - 1
 
 
-def read_delimited(source: Source, options: TableOptions, ids: Sequence[str]) -> Part:
-    """Read a text with a row a line; see `src.data.readers.read_part`."""
-    source, notes = as_utf8(source, options)
+def read_delimited(source: Source, options: TableOptions, ids: Sequence[str], notes: list[str]) -> Part:
+    """Read a text in UTF-8 with a row a line; see `src.data.readers.read_part`."""
     if options.history_lines:
         return _read_history_lines(source, options, ids, notes)
     layout = find_layout(source, options, ids)

@@ -17,7 +17,6 @@ import pyarrow.json
 from ...errors import UserError
 from ..table import TEXT, BadRow, Part, TableOptions
 from . import columns, lists, parquet, rows
-from .encodings import as_utf8
 from .sources import Source
 
 BLOCK = 2**23  # bytes that Arrow reads at a time
@@ -33,9 +32,8 @@ def is_json(source: Source) -> bool:
     return start.startswith(b"{") or (start.startswith(b"[") and start[1:].lstrip()[:1] in (b"{", b""))
 
 
-def read_json_lines(source: Source, options: TableOptions, ids: Sequence[str]) -> Part:
-    """Read JSON lines; see `src.data.readers.read_part`."""
-    source, notes = as_utf8(source, options)
+def read_json_lines(source: Source, options: TableOptions, ids: Sequence[str], notes: list[str]) -> Part:
+    """Read JSON lines in UTF-8; see `src.data.readers.read_part`."""
     path, content = source.path, source.content
     assert content is not None
     if not options.has_header:
