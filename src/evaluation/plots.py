@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, NumeralTickFormatter
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Legend, NumeralTickFormatter
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from bokeh.transform import dodge
@@ -141,9 +141,19 @@ def bars(groups: Sequence[Mapping[str, Any]], metric: str, title: str, unit: str
 
 
 def points(
-    across: Sequence[float] | Sequence[str], values: Sequence[float], states: Sequence[str], name: str, figure_name: str
+    across: Sequence[float] | Sequence[str],
+    values: Sequence[float],
+    states: Sequence[str],
+    *,
+    name: str,
+    figure_name: str,
+    has_best: bool = False,
 ) -> figure:
-    """The figure of each run of a sweep against one setting; where its values span magnitudes, on a log axis."""
+    """The figure of each run of a sweep against one setting; where its values span magnitudes, on a log axis.
+
+    Args:
+        has_best: whether to draw the best of all up to each run.
+    """
     numbers = [value for value in across if not isinstance(value, str)]
     is_log = len(numbers) == len(across) and min(numbers) > 0 and max(numbers) / min(numbers) > 5 and name != "run"
     options: dict[str, Any] = {"x_axis_type": "log"} if is_log else {}
@@ -155,16 +165,13 @@ def points(
         columns = {"x": [across[p] for p in places], "y": [values[p] for p in places], "run": places}
         if places:
             plot.scatter("x", "y", source=ColumnDataSource(columns), color=colour, size=8, legend_label=state)
+    if has_best:
+        best = [max(values[: place + 1]) for place in range(len(values))]
+        plot.step(list(across), best, color=COLOURS[1], mode="after", legend_label="best so far")
     plot.yaxis.axis_label = figure_name
     plot.add_tools(HoverTool(tooltips=[("run", "@run"), (name, "@x"), (figure_name, "@y{0.0000}")]))
     _finish_legend(plot)
     return plot
-
-
-def best_so_far(values: Sequence[float], plot: figure) -> None:
-    """Add to `points` against the runs the best of all up to each."""
-    best = [max(values[: place + 1]) for place in range(len(values))]
-    plot.step(list(range(len(values))), best, color=COLOURS[1], mode="after", legend_label="best so far")
 
 
 def _plot(title: str, across: str, **options: Any) -> figure:
@@ -181,16 +188,15 @@ def _plot(title: str, across: str, **options: Any) -> figure:
     plot.xaxis.axis_label = across
     if not isinstance(plot.x_range, FactorRange):
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0[.][0000]")
+    plot.add_layout(Legend(visible=False), "below")  # labels of glyphs go to the legend that is there
     plot.xgrid.visible = False
     plot.ygrid.grid_line_color, plot.ygrid.grid_line_alpha = INK, 0.25
     return plot
 
 
 def _finish_legend(plot: figure) -> None:
-    if not plot.legend:
-        return
     legend = plot.legend[0]
-    plot.add_layout(legend, "below")
+    legend.visible = len(legend.items) > 0
     legend.ncols = 2  # as wide as a phone
     legend.background_fill_color = legend.border_line_color = None
     legend.label_text_color, legend.label_text_font_size = INK, "12px"

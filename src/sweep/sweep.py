@@ -314,11 +314,11 @@ def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
     if not shown:
         return "none: no run has a result"
     figures, states = [float(r.value or 0.0) for r in shown], [r.state for r in shown]
-    drawn = {"run": plots.points([float(r.number) for r in shown], figures, states, "run", _monitor(records))}
-    plots.best_so_far(figures, drawn["run"])
+    monitor, numbers = _monitor(records), [float(record.number) for record in shown]
+    drawn = {"run": plots.points(numbers, figures, states, name="run", figure_name=monitor, has_best=True)}
     for name in varied:
         values = [_settings(record).get(name, "") for record in shown]
-        drawn[name] = plots.points(_numbers(values) or values, figures, states, name, _monitor(records))
+        drawn[name] = plots.points(_numbers(values) or values, figures, states, name=name, figure_name=monitor)
     write_whole(path, plots.page(f"{len(shown)} runs", drawn).encode())
     return str(path)
 
