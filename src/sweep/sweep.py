@@ -201,9 +201,9 @@ class Closing(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = RunFolder.at(config.output_dir).sweep
-        _records[:] = read_records(folder)
-        print("\n" + summarize(_records, folder))
-        _held.close()
+        with _held:  # Hydra makes a warning of an error here: the folder is free all the same
+            _records[:] = read_records(folder)
+            print("\n" + summarize(_records, folder))
 
 
 def count_runs(config: DictConfig) -> list[int]:
