@@ -199,8 +199,8 @@ def fuzz(written: Path, tmp_path: Path, cases: int) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} <= {".ckpt", ".csv", ""}
 
 
-def test_four_hundred_odd_inputs(written: Path, tmp_path: Path) -> None:
-    fuzz(written, tmp_path, 100)
+def test_two_hundred_odd_inputs(written: Path, tmp_path: Path) -> None:
+    fuzz(written, tmp_path, 50)
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ VALUES = ODD | st.sampled_from(["", "null", "???", "${x}", "${seed}", "${", "[",
 
 
 @given(before=st.sampled_from(["", "", "", "+", "++", "~", "--", "-", "@"]), key=KEYS, mark=MARKS, value=VALUES)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_malformed_word_ends_in_a_traceback_or_in_a_librarys_words(
     before: str, key: str, mark: str, value: str
 ) -> None:

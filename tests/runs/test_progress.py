@@ -1,17 +1,6 @@
 """The bar fits its terminal and leaves its line to what comes next; a file gets plain lines."""
 
-import fcntl
 import os
-import pty
-import re
-import shlex
-import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,7 +8,6 @@ import pytest
 
 from src.runs import progress
 from src.runs.progress import Progress
-from tests.scripts.conftest import ROOT, TINY, launch, make_rows, write_table
 
 LONG = ("training.num_epochs=100000", "data.batch_size=1", "data.num_workers=0")
 
@@ -58,80 +46,6 @@ def test_figures_give_way_before_the_bar_does(columns: int, monkeypatch: pytest.
     assert len(line.split("|")[1]) >= min(progress.NARROWEST_BAR, columns - 36)
     assert ("loss 6.543" in line) == (columns > 60)
     assert ("val_ndcg@10 0.0123" in line) == (columns > 80)
-
-
-def run_in_terminal(columns: int, cwd: Path, *words: str, seconds: float = 0.0) -> tuple[int, str]:
-    """Exit code and output of training on a terminal so wide; with `seconds`, Ctrl-C comes so long after the bar."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    environment |= {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "TERM": "xterm"}
-    command = [sys.executable, str(ROOT / "train_bert4rec.py"), *words]
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
-    os.close(theirs)
-    output, due = b"", None
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # the terminal is gone
-            break
-        if not piece:
-            break
-        output += piece
-        if seconds and due is None and b"epoch " in output:
-            due = time.monotonic() + seconds
-        if due is not None and time.monotonic() > due:
-            process.send_signal(signal.SIGINT)
-            due = float("inf")
-    os.close(ours)
-    return process.wait(timeout=60), output.decode()
-
-
-def screen(output: str) -> list[str]:
-    """What stands on the lines in the end: what follows a carriage return is written over what was there."""
-    lines = []
-    for line in output.replace("\r\n", "\n").split("\n"):
-        shown = ""
-        for part in line.split("\r"):
-            shown = part + shown[len(part) :]
-        lines.append(shown.rstrip())
-    return lines
-
-
-def test_on_a_terminal_of_80_columns_and_after_ctrl_c(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "r.csv", make_rows())
-    code, output = run_in_terminal(80, tmp_path, *table.overrides, "output_dir=run", *TINY, *LONG, seconds=2.0)
-    assert code == 130
-    drawn = [part for part in re.split(r"[\r\n]+", output) if "|" in part]
-    assert drawn
-    assert all(len(part) <= 80 for part in drawn)
-    assert all(len(part.split("|")[1]) >= progress.NARROWEST_BAR for part in drawn)
-    assert any("loss " in part and part.rstrip().endswith(tuple("0123456789")) for part in drawn)
-    assert "\x1b[A" not in output
-    (line,) = (line for line in screen(output) if "error: " in line)
-    assert line.startswith("error: training was stopped by SIGINT after step ")
-    resume = line.partition("; resume with ")[2]
-    assert shlex.split(resume)[:2] == [sys.executable, str(ROOT / "train_bert4rec.py")]
-    assert "data.batch_size=1" in shlex.split(resume)
-    assert resume.endswith(" training.resume=true")
-
-
-def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "r.csv", make_rows())
-    outcome = launch(
-        "train_bert4rec.py", *table.overrides, "output_dir=run", *TINY, "training.num_epochs=3", cwd=tmp_path
-    )
-    assert (outcome.code, outcome.err) == (0, "")
-    assert not set("\r\x1b█") & set(outcome.out)
-    told = [line for line in outcome.out.splitlines() if line.startswith("epoch ")]
-    assert re.fullmatch(r"epoch 0, loss [\d.]+, val_ndcg@10 [\d.e-]+", told[0])
-    assert re.fullmatch(r"epoch 2, loss [\d.]+, val_ndcg@10 [\d.e-]+", told[-1])
-    assert 2 <= len(told) <= 3
-    predicted = launch("predict_bert4rec.py", *table.overrides, "output_dir=run", *TINY, cwd=tmp_path)
-    assert (predicted.code, predicted.err) == (0, "")
-    assert not set("\r\x1b█") & set(predicted.out)
 
 
 def test_long_epochs_tell_how_far_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

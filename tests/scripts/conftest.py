@@ -192,16 +192,35 @@ class Sessions:
 
     def __call__(self, script: str, *overrides: str, **faults: Any) -> dict[str, Any]:
         """Run one, or several together, and wait for the end."""
+        return self._checked(self._ask(script=script, overrides=overrides, **faults))
+
+    def launch(self, script: str, *overrides: str, cwd: Path) -> Outcome:
+        """As `launch` of this module."""
+        answer = self(script, *overrides, cwd=str(cwd), called=str(ROOT / f"{script}_bert4rec.py"))
+        return Outcome(answer["codes"][0], answer["outputs"][0], answer["errors"][0])
+
+    def start(self, script: str, *overrides: str, **faults: Any) -> int:
+        """Start one that `wait` waits for, others may run meanwhile; its process."""
+        [process] = self._ask(script=script, overrides=overrides, background=True, **faults)["processes"]
+        return int(process)
+
+    def wait(self) -> dict[str, Any]:
+        return self._checked(self._ask(wait=True))
+
+    def _ask(self, **order: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"script": script, "overrides": overrides, **faults}) + "\n")
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         assert not any("Traceback" in error for error in answer["errors"]), answer["errors"]
         return answer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sessions() -> Iterator[Sessions]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
     command = [sys.executable, "-m", "tests.scripts.forked"]

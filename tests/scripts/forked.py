@@ -4,7 +4,9 @@ Reads one JSON object a line: {"script": "train" or "predict", "overrides": [...
 "kill_after": seconds, "kill_at": [stage, n] for the n-th write of a checkpoint, "largest_file": bytes, "term_after":
 seconds, "refuses_sparse": true for a group of processes that, like NCCL, has no all-reduce of sparse tensors. With
 "environments", a list of variables for each, so many processes start together, as a launcher would start
-them. Answers {"codes": [...], "errors": [...], "seconds": ...}; a negative code is the signal that ended it.
+them. "cwd" is the folder they start in, "terminal" the terminal that controls them, "called" the script as they see it
+called. Answers {"codes": [...], "outputs": [...], "errors": [...], "seconds": ...}; a negative code is the signal that
+ended it. With "background" it answers {"processes": [...]} at once, and the rest to a line {"wait": true}.
 """
 
 import json
@@ -15,9 +17,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytorch_lightning  # noqa: F401
 import torch
@@ -70,14 +72,21 @@ def refuse_sparse() -> None:
     kept[-1].impl("allreduce_", refused, "SparseCPU")
 
 
-def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int:
+def session(order: dict[str, Any], environment: dict[str, str], out: int, log: int) -> int:
     """What a child does; its exit code."""
     os.environ.update(environment)
     rank_zero_only.rank = int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))  # what an import sets
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    if "terminal" in order:
+        os.setsid()
+        out = log = os.open(order["terminal"], os.O_RDWR)  # the first that a leader of a session opens controls it
+        os.dup2(out, 0)
+    os.dup2(out, 1)
     os.dup2(log, 2)
-    sys.argv = [f"{order['script']}_bert4rec.py", *order["overrides"]]
+    if "cwd" in order:
+        os.chdir(order["cwd"])
+    sys.argv = [order.get("called", f"{order['script']}_bert4rec.py"), *order["overrides"]]
+    if "called" in order:
+        sys.orig_argv = [sys.executable, *sys.argv]
     task: Callable[..., Any] = train if order["script"] == "train" else predict
     if "kill_at" in order:
         kill_at_write(*order["kill_at"])
@@ -95,36 +104,48 @@ def session(order: dict[str, Any], environment: dict[str, str], log: int) -> int
     return 0
 
 
-def run(order: dict[str, Any]) -> dict[str, Any]:
+def run(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Answer an order: at once and after the next line, with "background", else at the end."""
     started = time.perf_counter()
-    children, logs = [], []
+    children, outs, logs = [], [], []
     for environment in order.get("environments", [{}]):
-        log = tempfile.TemporaryFile()  # noqa: SIM115
+        out, log = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         child = os.fork()
         if child == 0:
             code = 98
             try:
-                code = session(order, environment, log.fileno())
+                code = session(order, environment, out.fileno(), log.fileno())
             finally:
+                sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
+        outs.append(out)
         logs.append(log)
+    if order.get("background"):
+        yield {"processes": children}
     for key, number in (("kill_after", signal.SIGKILL), ("term_after", signal.SIGTERM)):
         if key in order:
             time.sleep(order[key])
             for child in children:
                 os.kill(child, number)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    errors = []
-    for log in logs:
-        log.seek(0)
-        errors.append(log.read().decode())
-    return {"codes": codes, "errors": errors, "seconds": time.perf_counter() - started}
+    outputs, errors = [[_read(file) for file in files] for files in (outs, logs)]
+    yield {"codes": codes, "outputs": outputs, "errors": errors, "seconds": time.perf_counter() - started}
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    background: Iterator[dict[str, Any]] = iter(())
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)
+        given = json.loads(line)
+        answers = background if "wait" in given else run(given)
+        print(json.dumps(next(answers)), flush=True)
+        if "background" in given:
+            background = answers

@@ -112,7 +112,7 @@ def test_any_table_is_prepared_or_refused_in_one_line(
     assert all("\n" not in note for note in data.notes)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=tables(), on_bad_rows=st.sampled_from(["error", "drop"]))
 def test_any_run_ends_with_figures_or_one_clear_line(content: bytes, on_bad_rows: str, folder: Path) -> None:
     (folder / "t.csv").write_bytes(content)

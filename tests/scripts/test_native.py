@@ -28,7 +28,7 @@ def _no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_a_compiler_training_and_prediction_go_without(table: Table, tmp_path: Path) -> None:
-    run = train_here(table, tmp_path / "run")
+    run = train_here(table, tmp_path / "run", "training.num_epochs=1")
     assert NOTE in run.out
     assert call(predict, *table.overrides, f"output_dir={tmp_path / 'run'}").code == 0
 
@@ -36,7 +36,7 @@ def test_without_a_compiler_training_and_prediction_go_without(table: Table, tmp
 @pytest.mark.usefixtures("_no_compiler")
 def test_native_true_without_a_compiler_is_one_line_and_loses_nothing(table: Table, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train_here(table, folder, "native=false")
+    train_here(table, folder, "native=false", "training.num_epochs=1")
     before = files_below(folder)
     settings = (f"output_dir={folder}", *TINY, "native=true")
     for task in (train, predict):

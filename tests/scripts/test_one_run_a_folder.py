@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -17,51 +17,49 @@ import pytest
 from src.errors import UserError
 from src.runs.folder import RunFolder
 from src.training.train import train
-from tests.scripts.conftest import ROOT, TINY, Table, call, files_below, launch
+from tests.scripts.conftest import TINY, Sessions, Table, call, files_below
 
 LONG = ("training.num_epochs=100000", "data.batch_size=4")
 SHORT = ("training.num_epochs=1", "training.logger=[]")
 
 
 @contextmanager
-def training(table: Table, folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def training(sessions: Sessions, table: Table, folder: Path, *words: str) -> Iterator[int]:
     """A run in a process of its own that has written its first checkpoint."""
-    command = [sys.executable, str(ROOT / "train_bert4rec.py"), *table.overrides, f"output_dir={folder}", *TINY, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    process = sessions.start("train", *table.overrides, f"output_dir={folder}", *TINY, *words)
+    try:
         deadline = time.monotonic() + 120
-        while not RunFolder(folder).last.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not RunFolder(folder).last.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        try:
-            yield process
-        finally:
-            process.kill()
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
-def test_a_second_run_is_refused_and_a_killed_one_stops_nothing(table: Table, tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_a_killed_one_stops_nothing(
+    sessions: Sessions, table: Table, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    with training(table, folder, *LONG) as first:
+    with training(sessions, table, folder, *LONG) as first:
         before = set(files_below(folder / "checkpoints"))
-        second = launch("train_bert4rec.py", *table.overrides, "output_dir=run", *TINY, *SHORT, cwd=tmp_path)
+        second = sessions.launch("train", *table.overrides, "output_dir=run", *TINY, *SHORT, cwd=tmp_path)
         assert second.code == 1
         assert second.out == ""
         assert second.err.count("\n") == 1
-        for part in ("output_dir=run is in use", f"process {first.pid}", f"kill {first.pid}", "another output_dir"):
+        for part in ("output_dir=run is in use", f"process {first}", f"kill {first}", "another output_dir"):
             assert part in second.err
         assert set(files_below(folder / "checkpoints")) >= before
         assert not (folder / "previous").exists()
 
-        predicted = launch("predict_bert4rec.py", *table.overrides, "output_dir=run", *TINY, cwd=tmp_path)
+        predicted = sessions.launch("predict", *table.overrides, "output_dir=run", *TINY, cwd=tmp_path)
         assert (predicted.code, predicted.err) == (0, "")
         assert (folder / "predictions.csv").is_file()
         elsewhere = call(train, *table.overrides, f"output_dir={tmp_path / 'other'}", *TINY, *SHORT)
         assert (elsewhere.code, elsewhere.err) == (0, "")
 
-        assert first.poll() is None
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        os.kill(first, signal.SIGKILL)
+        assert sessions.wait()["codes"] == [-signal.SIGKILL]  # until then it ran
     resumed = call(
         train,
         *table.overrides,
@@ -78,10 +76,10 @@ def test_a_second_run_is_refused_and_a_killed_one_stops_nothing(table: Table, tm
     assert not (folder / ".running.json").exists()
 
 
-def test_a_run_that_is_stopped_leaves_the_folder_free(table: Table, tmp_path: Path) -> None:
-    with training(table, tmp_path / "run", *LONG) as first:
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=60) == 143
+def test_a_run_that_is_stopped_leaves_the_folder_free(sessions: Sessions, table: Table, tmp_path: Path) -> None:
+    with training(sessions, table, tmp_path / "run", *LONG) as first:
+        os.kill(first, signal.SIGTERM)
+        assert sessions.wait()["codes"] == [143]
     again = call(train, *table.overrides, f"output_dir={tmp_path / 'run'}", *TINY, *SHORT)
     assert (again.code, again.err) == (0, "")
     (archived,) = (tmp_path / "run" / "previous").iterdir()

@@ -24,11 +24,11 @@ from tests.scripts.conftest import (
     Outcome,
     Row,
     Run,
+    Sessions,
     Table,
     call,
     checkpoint,
     files_below,
-    launch,
     train_here,
     write_table,
 )
@@ -77,13 +77,15 @@ def expected_lists(path: Path, histories: dict[str, list[str]], topk: int, exclu
 
 
 @pytest.fixture(scope="module")
-def launched(trained: Run, table: Table, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome]:
+def launched(
+    sessions: Sessions, trained: Run, table: Table, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Outcome]:
     """A prediction in a process of its own with nothing but defaults, from another folder; the run is a copy."""
     cwd = tmp_path_factory.mktemp("where the user stands")
     shutil.copytree(trained.folder, cwd / "my run")
     write_table(cwd / "my data" / "my ratings.csv", table.rows)
     overrides = ("data.data_dir=my data", "data.data_file=my ratings.csv", "output_dir=my run")
-    outcome = launch("predict_bert4rec.py", *overrides, "training.accelerator=cpu", cwd=cwd)
+    outcome = sessions.launch("predict", *overrides, "training.accelerator=cpu", cwd=cwd)
     assert outcome.code == 0, outcome.err
     assert {path.name for path in cwd.iterdir()} == {"my data", "my run"}
     return Run(cwd / "my run", outcome.out), outcome

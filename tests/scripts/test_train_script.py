@@ -22,12 +22,12 @@ from tests.scripts.conftest import (
     TINY,
     Outcome,
     Run,
+    Sessions,
     Table,
     call,
     checkpoint,
     compose,
     files_below,
-    launch,
     make_rows,
     same_weights,
     train_here,
@@ -51,7 +51,7 @@ class Launched:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+def launched(sessions: Sessions, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     cwd = tmp_path_factory.mktemp("where the user stands")
     write_table(cwd / "my data" / "my ratings.csv", make_rows())
     overrides = (
@@ -62,7 +62,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
         TWO_EPOCHS,
         BOTH_LOGGERS,
     )
-    outcome = launch("train_bert4rec.py", *overrides, cwd=cwd)
+    outcome = sessions.launch("train", *overrides, cwd=cwd)
     assert outcome.code == 0, outcome.err
     return Launched(cwd, cwd / "my runs" / "one", overrides, outcome)
 
