@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 # Where torch's fused kernel of Adam is used. MPS has one too, which was not tried here.
 FUSED_ON = ("cpu", "cuda")
@@ -71,15 +72,24 @@ class RowwiseAdam(torch.optim.Adam):
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
-        square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
-        state["exp_avg"].index_copy_(0, rows, mean)
-        state["exp_avg_sq"].index_copy_(0, rows, square)
-        correction1 = 1 - beta1 ** state["step"]
-        correction2 = 1 - beta2 ** state["step"]
-        change = mean / (square / correction2).sqrt_().add_(group["eps"]) * (-group["lr"] / correction1)
-        parameter.index_add_(0, rows, change)
+        tables = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        here = [table.index_select(0, rows) for table in tables]  # [R, D] each
+        adam(
+            *([part] for part in (here[0], values, here[1], here[2])),
+            [],  # of amsgrad
+            [state["step"]],  # counted up by it
+            fused=self.defaults["fused"],
+            capturable=group["capturable"],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
+        for table, changed in zip(tables, here, strict=True):
+            table.index_copy_(0, rows, changed)
 
 
 def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
