@@ -75,9 +75,12 @@ class RowwiseAdam(torch.optim.Adam):
         tables = (parameter, state["exp_avg"], state["exp_avg_sq"])
         here = [table.index_select(0, rows) for table in tables]  # [R, D] each
         adam(
-            *([part] for part in (here[0], values, here[1], here[2])),
-            [],  # of amsgrad
-            [state["step"]],  # counted up by it
+            params=[here[0]],
+            grads=[values],
+            exp_avgs=[here[1]],
+            exp_avg_sqs=[here[2]],
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"]],  # counted up by it
             fused=self.defaults["fused"],
             capturable=group["capturable"],
             amsgrad=False,
