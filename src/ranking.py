@@ -11,16 +11,18 @@ from torch import Tensor
 
 from .batch import PAD
 from .errors import UserError
+from .kept_memory import KeptMemory
 
 EXCLUDED = float("-inf")
 TOP_K_BLOCK = 64
-# So many scores, 16 MiB, are in memory at a time, but those of at least so many rows: for each chunk of rows the whole
+# So many scores, 64 MiB, are in memory at a time, but those of at least so many rows: for each chunk of rows the whole
 # item table is read.
-SCORES_AT_A_TIME, LEAST_ROWS = 2**22, 32
+SCORES_AT_A_TIME, LEAST_ROWS = 2**24, 32
 # Up to here a sum of ones in float32 is exact.
 EXACT_IN_FLOAT = 2**24
 # Rank of a target that is no candidate: behind every place that any list could have.
 UNRANKED = 2**31 - 1
+_kept = KeptMemory()  # for scores
 
 
 def rows_at_a_time(tokens: int) -> int:
@@ -113,23 +115,24 @@ def linear_candidate_scores(
     """
     hidden, weight, bias = in_full_precision(hidden, weight, bias)
     rows = rows_at_a_time(len(weight))
-    memory = hidden.new_empty(min(rows, len(hidden)), len(weight))
     starts = range(0, len(hidden), rows)
     cuts = torch.searchsorted(seen_rows.cpu(), torch.tensor([*starts, len(hidden)])).tolist()
-    for number, start in enumerate(starts):
-        some = hidden[start : start + rows]  # [R, D]
-        with without_autocast(hidden.device):
-            if linear is not None:
-                scores = linear(some)
-            else:
-                scores = torch.mm(some, weight.t(), out=memory[: len(some)])  # [R, V]
-                if bias is not None:
-                    scores += bias
-        seen = slice(cuts[number], cuts[number + 1])
-        yield (
-            slice(start, start + len(some)),
-            candidate_scores(scores, seen_rows[seen] - start, seen_items[seen]),
-        )
+    with _kept.entries(min(rows, len(hidden)) * len(weight), hidden) as memory:
+        for number, start in enumerate(starts):
+            some = hidden[start : start + rows]  # [R, D]
+            with without_autocast(hidden.device):
+                if linear is not None:
+                    scores = linear(some)
+                else:
+                    here = memory[: len(some) * len(weight)].view(len(some), -1)
+                    scores = torch.mm(some, weight.t(), out=here)  # [R, V]
+                    if bias is not None:
+                        scores += bias
+            seen = slice(cuts[number], cuts[number + 1])
+            yield (
+                slice(start, start + len(some)),
+                candidate_scores(scores, seen_rows[seen] - start, seen_items[seen]),
+            )
 
 
 def linear_target_ranks(

@@ -4,12 +4,12 @@ N targets, D hidden_units, V tokens.
 """
 
 import ctypes
-import threading
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from ..kept_memory import KeptMemory
 from . import structures
 
 # Exponentials of so many logits, 64 MiB, are held at a time, but those of not fewer and not more targets than so many:
@@ -43,25 +43,8 @@ def linear_cross_entropy(
     return loss
 
 
-class _Kept(threading.local):
-    """Memory for exponentials, of each thread, from one call to the next.
-
-    The system takes a piece of more than 32 MiB back when it is freed. To get its pages anew took a quarter of the time
-    of a call.
-    """
-
-    def __init__(self) -> None:
-        self.memory: Tensor | None = None
-
-    def entries(self, count: int, like: Tensor) -> Tensor:
-        """Memory of at least so many entries."""
-        if self.memory is None or self.memory.dtype != like.dtype or len(self.memory) < count:
-            self.memory = None  # before more is taken
-            self.memory = like.new_empty(count)
-        return self.memory
-
-
-_kept = _Kept()
+# For the exponentials.
+_kept = KeptMemory()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -86,19 +69,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         pointer = ctypes.byref(arguments)
         losses = hidden.new_empty(count)
         gradients = [None if x is None else torch.empty_like(x) for x in (hidden, weight, bias)]
-        lent = {
-            "hidden": hidden,
-            "weight": weight,
-            "bias": bias,
-            "targets": targets,
-            "held": _kept.entries(tokens * (-(-rows // FILL) * FILL), hidden),
-            "memory": hidden.new_empty(library.cross_entropy_memory(pointer)),
-            "losses": losses,
-            **dict(zip(("hidden_gradient", "weight_gradient", "bias_gradient"), gradients, strict=True)),
-        }
-        for name, tensor in lent.items():
-            setattr(arguments, name, None if tensor is None else tensor.data_ptr())
-        library.cross_entropy(pointer)
+        with _kept.entries(tokens * (-(-rows // FILL) * FILL), hidden) as held:
+            lent = {
+                "hidden": hidden,
+                "weight": weight,
+                "bias": bias,
+                "targets": targets,
+                "held": held,
+                "memory": hidden.new_empty(library.cross_entropy_memory(pointer)),
+                "losses": losses,
+                **dict(zip(("hidden_gradient", "weight_gradient", "bias_gradient"), gradients, strict=True)),
+            }
+            for name, tensor in lent.items():
+                setattr(arguments, name, None if tensor is None else tensor.data_ptr())
+            library.cross_entropy(pointer)
         ctx.save_for_backward(*gradients)  # type: ignore[arg-type]
         return losses.mean()
 
