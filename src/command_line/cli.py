@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..errors import StoppedError, UserError
-from ..runs import memory, proposals
-from ..runs.proposals import how_to_install
+from ..runs import memory, proposals, provenance
+from ..runs.proposals import DISTRIBUTION, how_to_install
 from ..settings import CONFIGS, Config, parse
 from ..settings.keys import annotations, misfit, unknown_key_message
 from ..sweep import sweep
@@ -112,16 +111,9 @@ def print_help(task: Callable[[Config], float | None]) -> None:
 
 def version() -> str:
     """The version of this package, and those that its figures depend on."""
-
-    def of(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "unknown"
-
-    others = [f"{name} {of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
+    others = [f"{name} {provenance.version_of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
     others.append(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    return f"bert4rec-lightning {of('bert4rec-lightning')}: {', '.join(others)}"
+    return f"{DISTRIBUTION} {provenance.version_of(DISTRIBUTION)}: {', '.join(others)}"
 
 
 def check_completion(words: list[str]) -> None:

@@ -79,10 +79,7 @@ def _kernels(precision: str) -> str:
 
 def processor() -> str:
     """The model of this machine's CPU, or its architecture where the system does not say."""
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
     models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
     told = models[0] if models else platform.processor() or platform.machine()
     return " ".join(told.replace("(R)", "").replace("(TM)", "").replace("Processor", "").split())
@@ -106,15 +103,14 @@ def unused(used: str, accelerator: str) -> str | None:
         return "the Apple GPU (MPS) is not used: training.accelerator=auto uses it"
     if accelerator == "cpu":
         return None
-    has_gpu = NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None
-    if torch.version.cuda is not None and not os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip("-1, "):
-        return "no GPU is used, since CUDA_VISIBLE_DEVICES hides them all: unset it"
     if torch.version.cuda is not None:
+        if not os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip("-1, "):
+            return "no GPU is used, since CUDA_VISIBLE_DEVICES hides them all: unset it"
         return (
             f"no GPU is used: PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}, but finds no GPU"
             " or no driver new enough for it: see nvidia-smi, or ignore this on a machine without a GPU"
         )
-    if has_gpu:
+    if NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None:
         return (
             f"an NVIDIA GPU is not used: PyTorch {torch.__version__} is a build for CPUs; install one for CUDA, see"
             " pytorch.org/get-started"

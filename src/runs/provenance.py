@@ -20,13 +20,17 @@ def describe(command: str) -> dict[str, str]:
         started, command, version and, in a git checkout of this project, commit: `1a2b3c4`, or `1a2b3c4 with changes`.
     """
     found = {"started": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip(), "command": command}
-    try:
-        found["version"] = metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        found["version"] = "unknown"
+    found["version"] = version_of(DISTRIBUTION)
     if commit := _commit():
         found["commit"] = commit
     return found
+
+
+def version_of(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _commit() -> str | None:

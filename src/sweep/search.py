@@ -77,12 +77,10 @@ class SearchSweeper(Sweeper):
 def _tell(study: "optuna.Study", trial: "optuna.Trial", value: Any, folder: Path) -> None:
     from optuna.trial import TrialState
 
+    state = TrialState.PRUNED if sweep.was_stopped_early(folder) else TrialState.COMPLETE
     if value is None:
-        study.tell(trial, state=TrialState.FAIL)
-    elif sweep.was_stopped_early(folder):
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, value)
+        state = TrialState.FAIL
+    study.tell(trial, value if state == TrialState.COMPLETE else None, state)
 
 
 def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":
