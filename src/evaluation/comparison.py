@@ -1,6 +1,6 @@
 """A model and the baselines, evaluated on the same users by the same rules."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,42 +21,43 @@ from .slices import groups
 Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
 
 
+@dataclass
 class Contest:
     """Collects the outcomes of every contestant on one evaluation set.
 
-    Args:
+    Attributes:
         evaluation_set: E users with their targets.
         user_ids: [E] strings, in its order.
         counts: [num_items] int64, training interactions of each item.
         protocol_names: "full" and any of the sampled ones.
         seed: what the negatives follow from.
         topk: the K of the metrics.
-
-    Attributes:
+        negatives: sampled protocol -> [E, n] int64 tokens, from `protocols.draw`.
         outcomes: name of a contestant -> its outcomes, in the order in which they were added.
     """
 
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        user_ids: pa.StringArray,
-        counts: Indices,
-        protocol_names: list[str],
-        seed: int,
-        topk: list[int],
-    ) -> None:
-        self.evaluation_set = evaluation_set
-        self.user_ids = user_ids
-        self.counts = counts
-        self.seed = seed
-        self.topk = topk
+    evaluation_set: EvaluationSet
+    user_ids: pa.StringArray
+    counts: Indices
+    protocol_names: list[str]
+    seed: int
+    topk: list[int]
+    negatives: dict[str, Indices] = field(init=False)
+    outcomes: dict[str, Outcomes] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
         self.negatives = {
-            name: protocols.draw(name, evaluation_set, counts, user_ids, seed)
-            for name in dict.fromkeys(protocol_names)
+            name: protocols.draw(name, self.evaluation_set, self.counts, self.user_ids, self.seed)
+            for name in dict.fromkeys(self.protocol_names)
             if name != protocols.FULL
         }
-        self.outcomes: dict[str, Outcomes] = {}
-        self._warn_of_few_negatives()
+        for protocol, tokens in self.negatives.items():
+            users = int((tokens[:, -1] == 0).sum())
+            if users:
+                rank_zero_only(print)(
+                    f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
+                    f" for {protocol}, and get those"
+                )
 
     def observer(self, joins_processes: bool = True) -> Observer:
         """What a contestant has to be watched by; see `Observer`."""
@@ -139,15 +140,6 @@ class Contest:
             }
             for label, users in groups(amounts)
         ]
-
-    def _warn_of_few_negatives(self) -> None:
-        for protocol, tokens in self.negatives.items():
-            users = int((tokens[:, -1] == 0).sum())
-            if users:
-                rank_zero_only(print)(
-                    f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
-                    f" for {protocol}, and get those"
-                )
 
 
 def tables_of(contests: dict[str, Contest], resamples: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Imported when something is drawn, so that training does not wait for Bokeh. Back
 can be read on white and on black.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,7 +95,9 @@ def histogram(amounts: NDArray[np.int64], title: str, unit: str) -> figure:
             "right": edges[1:],
             "height": heights,
             "count": counts,
-            "range": [f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}" for low, high in _pairs(edges)],
+            "range": [
+                f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)
+            ],
         }
     )
     plot.quad(left="left", right="right", bottom=0, top="height", source=source, color=COLOURS[0], line_width=0)
@@ -114,10 +117,6 @@ def bins(amounts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.floa
     edges = np.unique(np.geomspace(low, max(high, low + 1), BINS).round().astype(np.int64))
     counts, _ = np.histogram(np.clip(amounts, low, None), bins=edges)
     return edges, counts / np.diff(edges), counts
-
-
-def _pairs(edges: NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
 def bars(groups: Sequence[Mapping[str, Any]], metric: str, title: str, unit: str) -> figure:

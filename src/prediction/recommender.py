@@ -107,14 +107,8 @@ class Recommender:
         with_history = np.flatnonzero(spans.lengths)
         for start in range(0, len(with_history), HISTORIES_AT_ONCE):
             batch = history_set[with_history[start : start + HISTORIES_AT_ONCE]]
-            for row, row_items, row_scores in zip(
-                batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True
-            ):
-                lists[row] = [
-                    (self.items[item - 1], score)
-                    for item, score in zip(row_items, row_scores, strict=True)
-                    if item != PAD
-                ]
+            for row, *best in zip(batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True):
+                lists[row] = [(self.items[item - 1], score) for item, score in zip(*best, strict=True) if item != PAD]
         if len(with_history) < len(histories):
             popular = self._most_popular if is_barred is None else self._most_popular[~is_barred[self._most_popular]]
             for row in np.flatnonzero(spans.lengths == 0):
