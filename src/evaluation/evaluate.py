@@ -78,10 +78,17 @@ def evaluate(config: Config) -> None:
     print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
-    for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
-        print(line)
-    trainer = _trainer(config)
-    print("\n".join(devices.lines(trainer, config.training.accelerator)))
+    cli.quiet()
+    trainer = pl.Trainer(
+        accelerator=config.training.accelerator,
+        devices=1,
+        precision=config.training.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[FreedMemory()],
+        enable_model_summary=False,
+    )
+    ids = id_forms.lines(interactions.item_ids, vocabulary.ids)
+    print("\n".join([*ids, *devices.lines(trainer, config.training.accelerator)]))
 
     evaluation_set = EvaluationSet(
         held_out.tokens,
@@ -143,18 +150,6 @@ def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
     counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
     if any(np.array_equal(count, vocabulary.counts) for count in counts):
         print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
-
-
-def _trainer(config: Config) -> pl.Trainer:
-    cli.quiet()
-    return pl.Trainer(
-        accelerator=config.training.accelerator,
-        devices=1,
-        precision=config.training.precision,  # type: ignore[arg-type]
-        logger=False,
-        callbacks=[FreedMemory()],
-        enable_model_summary=False,
-    )
 
 
 def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:

@@ -1,6 +1,7 @@
 """The sweeper behind `sweep=search`."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     import optuna
 
 
+@dataclass(eq=False)
 class SearchSweeper(Sweeper):
     """Optuna's tree-structured Parzen estimator chooses the values; a run that falls behind the median is stopped.
 
     The study is a file in the sweep's folder, so that runs in other processes can report to it.
 
-    Args:
+    Attributes:
         n_trials: runs in all.
         n_jobs: runs at once, with a launcher that can do that.
         prune: whether runs may be stopped early.
@@ -33,12 +35,11 @@ class SearchSweeper(Sweeper):
             `range(...)`. The command line wins over it.
     """
 
-    def __init__(self, n_trials: int, n_jobs: int, prune: bool, seed: int, params: DictConfig) -> None:
-        self.n_trials = n_trials
-        self.n_jobs = n_jobs
-        self.prune = prune
-        self.seed = seed
-        self.params = params
+    n_trials: int
+    n_jobs: int
+    prune: bool
+    seed: int
+    params: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder = Path(config.hydra.sweep.dir)
