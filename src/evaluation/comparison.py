@@ -15,7 +15,7 @@ from . import protocols
 from .baselines import LastItemSuccessors, Popularity
 from .beyond_accuracy import beyond_accuracy
 from .bootstrap import interval, resampled_means
-from .collector import Observer, Outcomes, observe
+from .collector import Observer, Outcomes, Scorer, observe
 from .slices import groups
 
 Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
@@ -23,27 +23,16 @@ Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over u
 
 @dataclass
 class Contest:
-    """Collects the outcomes of every contestant on one evaluation set.
+    """Collects the outcomes of every contestant on one evaluation set."""
 
-    Attributes:
-        evaluation_set: E users with their targets.
-        user_ids: [E] strings, in its order.
-        counts: [num_items] int64, training interactions of each item.
-        protocol_names: "full" and any of the sampled ones.
-        seed: what the negatives follow from.
-        topk: the K of the metrics.
-        negatives: sampled protocol -> [E, n] int64 tokens, from `protocols.draw`.
-        outcomes: name of a contestant -> its outcomes, in the order in which they were added.
-    """
-
-    evaluation_set: EvaluationSet
-    user_ids: pa.StringArray
-    counts: Indices
-    protocol_names: list[str]
-    seed: int
-    topk: list[int]
-    negatives: dict[str, Indices] = field(init=False)
-    outcomes: dict[str, Outcomes] = field(init=False, default_factory=dict)
+    evaluation_set: EvaluationSet  # E users with their targets
+    user_ids: pa.StringArray  # [E], in its order
+    counts: Indices  # [num_items] int64, training interactions of each item
+    protocol_names: list[str]  # "full" and any of the sampled ones
+    seed: int  # what the negatives follow from
+    topk: list[int]  # the K of the metrics
+    negatives: dict[str, Indices] = field(init=False)  # sampled protocol -> [E, n] tokens, see `protocols.draw`
+    outcomes: dict[str, Outcomes] = field(init=False, default_factory=dict)  # contestant -> its own, in order of adding
 
     def __post_init__(self) -> None:
         self.negatives = {
@@ -59,19 +48,19 @@ class Contest:
                     f" for {protocol}, and get those"
                 )
 
-    def observer(self, joins_processes: bool = True) -> Observer:
+    def observer(self) -> Observer:
         """What a contestant has to be watched by; see `Observer`."""
-        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2), joins_processes)
+        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2))
 
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
-        tokens = self.evaluation_set.tokens
         last_item_only = replace(self.evaluation_set, max_len=2)
-        for name, scorer in (
-            ("popularity", Popularity(self.counts)),
-            ("item-item", LastItemSuccessors(tokens, training_spans, self.counts)),
-        ):
-            self.outcomes[name] = observe(scorer, last_item_only, self.observer(joins_processes=False))
+        scorers: dict[str, Scorer] = {
+            "popularity": Popularity(self.counts),
+            "item-item": LastItemSuccessors(self.evaluation_set.tokens, training_spans, self.counts),
+        }
+        for name, scorer in scorers.items():
+            self.outcomes[name] = observe(scorer, last_item_only, self.observer())
 
     def figures(self, protocol: str, prefix: str) -> Figures:
         """Metrics of every contestant, `{prefix}hit@K` and so on, under one protocol.

@@ -28,25 +28,15 @@ from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
-    """The last item of every user of a table, in the tokens of a vocabulary that exists already.
+    """The last item of every user of a table, in the tokens of a vocabulary that exists already."""
 
-    Attributes:
-        tokens: [R] int64, all interactions with known items, grouped by user and in order of time.
-        users: [E] int64, rows of the table's users that can be evaluated.
-        histories: what comes before the target, E spans.
-        targets: [E] int64.
-        training: what training on this table would have seen, spans.
-        unknown_targets: users left out because the model does not know their last item.
-        kept: [K] int64, all interactions with known items of users that are long enough to train on.
-    """
-
-    tokens: Indices
-    users: Indices
-    histories: Spans
-    targets: Indices
-    training: Spans
-    unknown_targets: int
-    kept: Indices
+    tokens: Indices  # [R] int64, all interactions with known items, grouped by user and in order of time
+    users: Indices  # [E] int64, rows of the table's users that can be evaluated
+    histories: Spans  # what comes before the target, E spans
+    targets: Indices  # [E] int64
+    training: Spans  # what training on this table would have seen
+    unknown_targets: int  # users left out because the model does not know their last item
+    kept: Indices  # [K] int64, all interactions with known items of users that are long enough to train on
 
 
 def evaluate(config: Config) -> None:

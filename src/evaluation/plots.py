@@ -29,17 +29,11 @@ Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 class Embedded(NamedTuple):
-    """Plots in a page.
+    """Plots in a page."""
 
-    Attributes:
-        library: the scripts of Bokeh, once a page.
-        script: the data of all plots.
-        places: title -> the element that shows the plot.
-    """
-
-    library: Markup
-    script: Markup
-    places: dict[str, Markup]
+    library: Markup  # the scripts of Bokeh, once a page
+    script: Markup  # the data of all plots
+    places: dict[str, Markup]  # title -> the element that shows the plot
 
 
 def embed(plots: Mapping[str, figure]) -> Embedded:

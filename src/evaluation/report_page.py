@@ -212,6 +212,10 @@ def _examples(contest: Contest, vocabulary: Vocabulary, titles: Titles) -> list[
     """Users drawn by the seed alone, good and bad as they come: the end of the history, the target and the list."""
     sets, outcome = contest.evaluation_set, list(contest.outcomes.values())[-1]
     users = np.random.default_rng(contest.seed).permutation(len(sets.targets))[:EXAMPLES]
+
+    def named(tokens: Indices) -> list[str]:
+        return titles.of(vocabulary.decode(tokens).to_pylist())
+
     found = []
     for user in users:
         history = sets.tokens[sets.histories.starts[user] : sets.histories.stops[user]]
@@ -221,15 +225,11 @@ def _examples(contest: Contest, vocabulary: Vocabulary, titles: Titles) -> list[
             {
                 "user": contest.user_ids[user].as_py(),
                 "length": len(history),
-                "history": _named(history[-SHOWN_OF_HISTORY:], vocabulary, titles),
-                "target": _named(np.array([target]), vocabulary, titles)[0],
+                "history": named(history[-SHOWN_OF_HISTORY:]),
+                "target": named(np.array([target]))[0],
                 "rank": rank + 1,
                 "is_candidate": rank < len(vocabulary),
-                "list": list(zip(_named(items, vocabulary, titles), (items == target).tolist(), strict=True)),
+                "list": list(zip(named(items), (items == target).tolist(), strict=True)),
             }
         )
     return found
-
-
-def _named(tokens: Indices, vocabulary: Vocabulary, titles: Titles) -> list[str]:
-    return titles.of(vocabulary.decode(tokens).to_pylist())

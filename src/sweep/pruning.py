@@ -12,17 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Pruning(pl.Callback):
-    """Reports each validation to Optuna and ends training when its pruner says so.
+    """Reports each validation to Optuna and ends training when its pruner says so."""
 
-    Attributes:
-        trial: what this run is in the study.
-        monitor: the metric to report, the larger the better.
-        folder: of the run; an empty file `stopped_early` is left there.
-    """
-
-    trial: "optuna.Trial"
-    monitor: str
-    folder: Path
+    trial: "optuna.Trial"  # what this run is in the study
+    monitor: str  # the metric to report, the larger the better
+    folder: Path  # of the run; an empty file `stopped_early` is left there
     validations: int = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -25,20 +25,14 @@ class SearchSweeper(Sweeper):
     """Optuna's tree-structured Parzen estimator chooses the values; a run that falls behind the median is stopped.
 
     The study is a file in the sweep's folder, so that runs in other processes can report to it.
-
-    Attributes:
-        n_trials: runs in all.
-        n_jobs: runs at once, with a launcher that can do that.
-        prune: whether runs may be stopped early.
-        seed: what the choices follow from.
-        params: key -> the values to search: `choice(...)`, `interval(low, high)`, `tag(log, interval(...))`,
-            `range(...)`. The command line wins over it.
     """
 
-    n_trials: int
-    n_jobs: int
-    prune: bool
-    seed: int
+    n_trials: int  # runs in all
+    n_jobs: int  # runs at once, with a launcher that can do that
+    prune: bool  # whether runs may be stopped early
+    seed: int  # what the choices follow from
+    # Key -> the values to search: `choice(...)`, `interval(low, high)`, `tag(log, interval(...))`, `range(...)`. The
+    # command line wins over it.
     params: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

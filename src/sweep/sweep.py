@@ -72,22 +72,15 @@ def register_search() -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """One run of a sweep.
-
-    Attributes:
-        overrides: its command line, as Hydra gave it.
-        value: the best value of `training.monitor_metric`; None if the run failed.
-        state: "done", "stopped" early because it fell behind the others, or "failed".
-        note: why it failed.
-    """
+    """One run of a sweep."""
 
     number: int
-    overrides: list[str]
-    value: float | None
-    state: str
+    overrides: list[str]  # its command line, as Hydra gave it
+    value: float | None  # the best value of `training.monitor_metric`; None if the run failed
+    state: str  # "done", "stopped" early because it fell behind the others, or "failed"
     seconds: float
-    monitor: str = ""
-    note: str = ""
+    monitor: str = ""  # `training.monitor_metric`
+    note: str = ""  # why it failed
 
     @property
     def settings(self) -> dict[str, str]:
