@@ -52,7 +52,8 @@ def draw(
         [E, size] int64 tokens; where a user has fewer candidates, the rest of the row is 0.
     """
     weights = np.ones(len(counts)) if protocol == UNIFORM else counts.astype(np.float64)
-    keys = user_keys(user_ids, seed)
+    hashes = pd.util.hash_array(user_ids.to_numpy(zero_copy_only=False), categorize=False)
+    keys = _mix(hashes ^ _mix(np.full(len(hashes), seed, dtype=np.uint64)))  # [E], of each user's random stream
     negatives = np.zeros((len(keys), size), dtype=np.int64)
     rows = max(1, ENTRIES // max(len(counts) + 1, DRAWS))
     for start in range(0, len(keys), rows):
@@ -62,12 +63,6 @@ def draw(
         is_taken[np.arange(len(chunk)), evaluation_set.targets[chunk]] = True
         negatives[chunk] = _draw(weights, is_taken, keys[chunk], size)
     return negatives
-
-
-def user_keys(user_ids: pa.StringArray, seed: int) -> UInt64s:
-    """A key for the random stream of each user, from the text of the id and the seed. [E] strings -> [E] uint64."""
-    hashes = pd.util.hash_array(user_ids.to_numpy(zero_copy_only=False), categorize=False)
-    return _mix(hashes ^ _mix(np.full(len(hashes), seed, dtype=np.uint64)))
 
 
 def uniforms(keys: UInt64s, start: int, stop: int) -> NDArray[np.float64]:

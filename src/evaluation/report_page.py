@@ -136,15 +136,12 @@ def _summary(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _data_plots(contest: Contest | None, vocabulary: Vocabulary) -> dict[str, Any]:
-    found = {}
     by_length, by_popularity = DATA
+    found = {}
     if contest:
-        found[by_length] = plots.histogram(
-            contest.evaluation_set.histories.lengths, by_length, "items before the target"
-        )
-    if len(vocabulary):
-        found[by_popularity] = plots.histogram(vocabulary.counts, by_popularity, "training interactions")
-    return found
+        lengths = contest.evaluation_set.histories.lengths
+        found[by_length] = plots.histogram(lengths, by_length, "items before the target")
+    return found | {by_popularity: plots.histogram(vocabulary.counts, by_popularity, "training interactions")}
 
 
 def _curve_plots(curves: Mapping[str, plots.Curve], content: Mapping[str, Any]) -> dict[str, Any]:
