@@ -3,22 +3,20 @@
 python predict_bert4rec.py data.data_dir=FOLDER data.data_file=FILE inference.topk=20
 """
 
-from ..command_line import cli
+from pathlib import Path
+
+from ..command_line import cli, named_files
+from ..runs.folder import RunFolder
 from ..settings import Config
 
 
 def predict(config: Config) -> None:
     """Read the checkpoint and the table, rank all items for each user, and write the best with their original ids."""
-    from pathlib import Path
-
-    from ..command_line import named_files
-
     named_files.require_for_prediction(config)  # before what takes seconds to import
 
     from ..evaluation import closing_tables
     from ..kernels import compiler
     from ..runs import checkpoint
-    from ..runs.folder import RunFolder
 
     compiler.switch(config.native)
     settings = config.inference
