@@ -180,7 +180,7 @@ def unknown_preset_message(group: str, name: str) -> str:
     """One line for a file that `configs/GROUP` does not have, with those that it has."""
     from . import help
 
-    names = list(help.presets(group))
+    names = sorted(help.presets(group))
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? There are " if near else "choose from "
     return f"there is no {group}={name}: {hint}{', '.join(names)}"
