@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..errors import StoppedError, UserError
-from ..runs import memory, proposals, provenance
-from ..runs.proposals import DISTRIBUTION, how_to_install
+from ..runs import memory, proposals
+from ..runs.proposals import DISTRIBUTION, how_to_install, version_of
 from ..settings import CONFIGS, Config, parse
 from ..settings.keys import annotations, misfit, unknown_key_message
 from ..sweep import sweep
@@ -109,9 +109,9 @@ def print_help(task: Callable[[Config], float | None]) -> None:
 
 def version() -> str:
     """The version of this package, and those that its figures depend on."""
-    others = [f"{name} {provenance.version_of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
+    others = [f"{name} {version_of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
     others.append(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    return f"{DISTRIBUTION} {provenance.version_of(DISTRIBUTION)}: {', '.join(others)}"
+    return f"{DISTRIBUTION} {version_of(DISTRIBUTION)}: {', '.join(others)}"
 
 
 def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str, ...] = ()) -> str:

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -82,7 +83,8 @@ class Progress(TQDMProgressBar):
         if self._is_due(is_last):
             self.train_progress_bar.n = done = args[-1] + 1
             self._show_figures(trainer, pl_module)
-            self._say(f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}", trainer, pl_module)
+            step = f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}"
+            self._say(step, SECONDS_BETWEEN_LINES, self._named(trainer, pl_module))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         batch, batches = args[2], self.total_val_batches_current_dataloader
@@ -154,24 +156,19 @@ class Progress(TQDMProgressBar):
 
     # In a file -------------------------------------------------------------------------------------------------------
 
-    def _say(
-        self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule, every: float = SECONDS_BETWEEN_LINES
-    ) -> None:
+    def _say(self, what: str, every: float, figures: Sequence[tuple[str, str]] = ()) -> None:
         if self.is_plain and self.is_enabled and time.perf_counter() - self.said >= every:
             self.said = time.perf_counter()
-            figures = (f"{name} {value}" for name, value in self._named(trainer, pl_module))
-            print(", ".join([what, *figures]), flush=True)
+            print(", ".join([what, *(f"{name} {value}" for name, value in figures)]), flush=True)
 
     def _say_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, every: float) -> None:
         """The epoch that has ended; its loss is logged after `on_train_epoch_end`."""
         if self.ended:
-            self._say(self.ended, trainer, pl_module, every)
+            self._say(self.ended, every, self._named(trainer, pl_module))
         self.ended = ""
 
     def _say_batch(self, what: str, batch: int, batches: int | float) -> None:
-        if self.is_plain and self.is_enabled and time.perf_counter() - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = time.perf_counter()
-            print(f"{what} {batch + 1:,} of {batches:,} batches", flush=True)
+        self._say(f"{what} {batch + 1:,} of {batches:,} batches", SECONDS_BETWEEN_LINES)
 
 
 def _epoch(trainer: pl.Trainer) -> str:

@@ -2,10 +2,9 @@
 
 import subprocess
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
-from .proposals import DISTRIBUTION
+from .proposals import DISTRIBUTION, version_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,13 +23,6 @@ def describe(command: str) -> dict[str, str]:
     if commit := _commit():
         found["commit"] = commit
     return found
-
-
-def version_of(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _commit() -> str | None:

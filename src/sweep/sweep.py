@@ -49,10 +49,12 @@ class SearchConf:
     """Settings of `hydra.sweeper` under `sweep=search`."""
 
     _target_: str = "hydra_plugins.bert4rec_search.SearchSweeper"
-    n_trials: int = 30
-    n_jobs: int = 1
-    prune: bool = True
-    seed: int = 42
+    n_trials: int = 30  # runs in all
+    n_jobs: int = 1  # runs at once, with a launcher that can do that
+    prune: bool = True  # whether runs may be stopped early
+    seed: int = 42  # what the choices follow from
+    # Key -> the values to search: `choice(...)`, `interval(low, high)`, `tag(log, interval(...))`, `range(...)`. The
+    # command line wins over it.
     params: dict[str, str] = field(default_factory=dict)
 
 
