@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -84,7 +84,7 @@ class Progress(TQDMProgressBar):
             self.train_progress_bar.n = done = args[-1] + 1
             self._show_figures(trainer, pl_module)
             step = f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}"
-            self._say(step, SECONDS_BETWEEN_LINES, self._named(trainer, pl_module))
+            self._say(step, SECONDS_BETWEEN_LINES, lambda: self._named(trainer, pl_module))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         batch, batches = args[2], self.total_val_batches_current_dataloader
@@ -156,15 +156,16 @@ class Progress(TQDMProgressBar):
 
     # In a file -------------------------------------------------------------------------------------------------------
 
-    def _say(self, what: str, every: float, figures: Sequence[tuple[str, str]] = ()) -> None:
+    def _say(self, what: str, every: float, figures: Callable[[], list[tuple[str, str]]] = list) -> None:
+        """Print a line if the last one was long enough ago; only then are there figures, which wait for a GPU."""
         if self.is_plain and self.is_enabled and time.perf_counter() - self.said >= every:
             self.said = time.perf_counter()
-            print(", ".join([what, *(f"{name} {value}" for name, value in figures)]), flush=True)
+            print(", ".join([what, *(f"{name} {value}" for name, value in figures())]), flush=True)
 
     def _say_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, every: float) -> None:
         """The epoch that has ended; its loss is logged after `on_train_epoch_end`."""
         if self.ended:
-            self._say(self.ended, every, self._named(trainer, pl_module))
+            self._say(self.ended, every, lambda: self._named(trainer, pl_module))
         self.ended = ""
 
     def _say_batch(self, what: str, batch: int, batches: int | float) -> None:
