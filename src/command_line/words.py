@@ -3,6 +3,7 @@
 Imports neither torch nor data, so that a mistake shows at once.
 """
 
+import itertools
 import os
 import re
 import shlex
@@ -93,8 +94,7 @@ def check(line: CommandLine) -> None:
         UserError: that names the first word that is not, with the way it is written here.
     """
     parser = OverridesParser.create()
-    for place, word in enumerate(line.words):
-        following = line.words[place + 1] if place + 1 < len(line.words) else ""
+    for word, following in itertools.pairwise([*line.words, ""]):
         _check_form(word, following)
         key, _, value = word.partition("=")
         name = key.lstrip("+")

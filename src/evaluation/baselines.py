@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..batch import EvalBatch
 from ..data.sequences import Indices, Spans, flatten
-
-EXACT_IN_FLOAT = 2**24
+from ..ranking import EXACT_IN_FLOAT
 
 
 class Popularity:

@@ -100,7 +100,11 @@ class Recommender:
         """As `recommend`, each item with its score: the model's logit, NaN for the most popular items."""
         if topk < 1:
             raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")
-        is_barred = self._barred(candidates, exclude)
+        allowed = None if candidates is None else self._encode(candidates)
+        blocked = self._encode(exclude)
+        if allowed is not None and not allowed.any():
+            raise UserError("the model knows none of the candidates: give ids of the table it was trained on")
+        is_barred = barred_tokens(len(self.items), allowed, blocked if len(blocked) else None)
         tokens, spans = self._flat_tokens(histories)
         history_set = HistorySet(tokens, spans, self.network.num_items, self.max_len, exclude_seen)
         lists: list[list[tuple[str, float]]] = [[] for _ in histories]
@@ -130,13 +134,6 @@ class Recommender:
             items += some_items.tolist()
             best += some_scores.tolist()
         return items, best
-
-    def _barred(self, candidates: Iterable[Id] | None, exclude: Iterable[Id]) -> np.ndarray | None:
-        allowed = None if candidates is None else self._encode(candidates)
-        blocked = self._encode(exclude)
-        if allowed is not None and not allowed.any():
-            raise UserError("the model knows none of the candidates: give ids of the table it was trained on")
-        return barred_tokens(len(self.items), allowed, blocked if len(blocked) else None)
 
     def _flat_tokens(self, histories: Sequence[Sequence[Id]]) -> tuple[Indices, Spans]:
         """Known items of all histories one after the other, and where each history stands."""
