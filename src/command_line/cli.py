@@ -10,8 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -24,7 +22,7 @@ from yaml import YAMLError
 
 from ..errors import StoppedError, UserError
 from ..runs import memory, proposals
-from ..runs.proposals import how_to_install
+from ..runs.proposals import DISTRIBUTION, how_to_install, version_of
 from ..settings import CONFIGS, Config, parse
 from ..settings.keys import annotations, misfit, unknown_key_message
 from ..sweep import sweep
@@ -44,8 +42,9 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
     HYDRA_FULL_ERROR=1 a mistake ends with the full traceback.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print_help(task)
-        return
+        return print_help(task)
+    if "--version" in sys.argv[1:]:
+        return print(version())
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is there: its threads spin for so long when they wait. With the default, two runs that share a
         # processor slow each other down tenfold and more; with this, to a third, and a run alone loses little.
@@ -72,11 +71,10 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
         line = words.read(sys.argv[1:])
         folder = line.options["config_dir"]  # of presets of the user's own: what comes next needs it too
         _words[:] = [*([f"--config-dir={folder}"] if folder else []), *line.words]
-        if line.options.pop("version"):
-            print(version())
-            return
         if line.options["shell_completion"]:
-            check_completion(line.words)
+            if not any(word.startswith(("install=", "uninstall=", "query=")) for word in line.words):
+                shells = "install=bash, install=zsh or install=fish, or uninstall=..."
+                raise UserError(f"--shell-completion goes with {shells}")
         elif not (line.options["hydra_help"] or line.options["info"]):
             words.check(line)
         if line.is_sweep and not can_sweep:
@@ -89,12 +87,11 @@ def run(task: Callable[[Config], float | None], can_sweep: bool = True) -> None:
         if wants_traceback:
             raise
         fail(error)
-    except KeyboardInterrupt:  # before or after training, which has an answer of its own
+    except (KeyboardInterrupt, SystemExit) as stop:  # before or after training, which has an answer of its own
+        # Lightning makes a SystemExit of Ctrl-C.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
         fail(StoppedError("stopped; nothing that was there is lost", signal.SIGINT))
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C outside training
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            fail(StoppedError("stopped; nothing that was there is lost", signal.SIGINT))
-        raise
 
 
 def print_help(task: Callable[[Config], float | None]) -> None:
@@ -112,22 +109,9 @@ def print_help(task: Callable[[Config], float | None]) -> None:
 
 def version() -> str:
     """The version of this package, and those that its figures depend on."""
-
-    def of(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "unknown"
-
-    others = [f"{name} {of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
+    others = [f"{name} {version_of(name)}" for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")]
     others.append(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    return f"bert4rec-lightning {of('bert4rec-lightning')}: {', '.join(others)}"
-
-
-def check_completion(words: list[str]) -> None:
-    """Raises: UserError: if Hydra's completion of command lines is asked for without saying what."""
-    if not any(word.startswith(("install=", "uninstall=", "query=")) for word in words):
-        raise UserError("--shell-completion goes with install=bash, install=zsh or install=fish, or uninstall=...")
+    return f"{DISTRIBUTION} {version_of(DISTRIBUTION)}: {', '.join(others)}"
 
 
 def command(name: str, *overrides: str, keeps_all: bool = False, also: tuple[str, ...] = ()) -> str:
@@ -165,20 +149,16 @@ def one_line(error: Exception) -> str:
     message = str(error)
     if isinstance(error, YAMLError | UnicodeDecodeError):
         return f"{_yaml_place(error)} cannot be read as YAML: write it as configs/bert4rec.yaml is written"
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown:
+    if unknown := re.search(r"Could not override '([^']+)'", message):
         return unknown_key_message(unknown[1])
-    missing = re.search(r"Could not find '(experiment|sweep|hydra/launcher)/([^']*)'", message)
-    if missing and missing[1] == "hydra/launcher":
-        return f"there is no {missing[1]}={missing[2]} here: joblib comes with {how_to_install('sweep')}"
-    if missing:
+    if missing := re.search(r"Could not find '(experiment|sweep|hydra/launcher)/([^']*)'", message):
+        if missing[1] == "hydra/launcher":
+            return f"there is no {missing[1]}={missing[2]} here: joblib comes with {how_to_install('sweep')}"
         return unknown_preset_message(missing[1], missing[2])
-    merging = re.search(r"Error merging override (.*)", message)
-    if merging:
+    if merging := re.search(r"Error merging override (.*)", message):
         key, _, value = merging[1].partition("=")
         return misfit(key, value) if key in annotations() else f"{merging[1]} is not possible: give another value"
-    composing = re.search(r"In '([^']+)': \w+ raised while composing config", message)
-    if composing:
+    if composing := re.search(r"In '([^']+)': \w+ raised while composing config", message):
         return f"{composing[1]}.yaml cannot be used: write it as configs/bert4rec.yaml is written"
     message = message.split("Config search path")[0].split("See https://")[0]
     return re.sub(r"\s+", " ", message).strip()
@@ -186,25 +166,21 @@ def one_line(error: Exception) -> str:
 
 def _yaml_place(error: Exception) -> str:
     """The file, and the line in it, that is no YAML."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
+    if mark := getattr(error, "problem_mark", None):
         return f"{mark.name} line {mark.line + 1}"
-    broken = [path for path in CONFIGS.rglob("*.yaml") if not _is_text(path)]
-    return str(broken[0]) if broken else "a file in configs"
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return True
+    for path in CONFIGS.rglob("*.yaml"):
+        try:
+            path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return str(path)
+    return "a file in configs"
 
 
 def unknown_preset_message(group: str, name: str) -> str:
     """One line for a file that `configs/GROUP` does not have, with those that it has."""
-    folder = CONFIGS / group
-    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    from . import help
+
+    names = sorted(help.presets(group))
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? There are " if near else "choose from "
     return f"there is no {group}={name}: {hint}{', '.join(names)}"

@@ -3,6 +3,7 @@
 Imports neither torch nor Hydra, so that it answers at once.
 """
 
+import itertools
 import re
 import shutil
 import textwrap
@@ -58,22 +59,17 @@ def text(script: str, summary: str, words: Sequence[str] = (), call: str = "") -
     if words and not shown:
         return f"no setting has {' or '.join(words)} in its name or meaning: {call} --help lists all"
     lines = []
-    for number, setting in enumerate(shown):
-        if number == 0 or _section(setting) != _section(shown[number - 1]):
-            lines.append("")
-        lines.append(f"  {setting.key}={setting.default}")
-        indent = " " * 6
-        lines += textwrap.wrap(
-            f"{setting.meaning} [{setting.admits}]", width, initial_indent=indent, subsequent_indent=indent
-        )
+    for _, section in itertools.groupby(shown, lambda setting: setting.key.rpartition(".")[0]):
+        lines.append("")
+        for setting in section:
+            lines.append(f"  {setting.key}={setting.default}")
+            meaning = textwrap.wrap(f"{setting.meaning} [{setting.admits}]", width - 6)
+            lines += [f"      {line}" for line in meaning]
     if words:
         return "\n".join(lines[1:])
     head = [summary, "", f"usage: {call} [KEY=VALUE ...]", ""]
     head += [f"  {call} {example}" for example in EXAMPLES[script]]
-    head += [
-        "",
-        f"  --help WORD    only the settings that have to do with WORD, such as: {call} --help dropout",
-    ]
+    head += ["", f"  --help WORD    only the settings that have to do with WORD, such as: {call} --help dropout"]
     head += ["  --cfg job      the settings that a command line gives, without running"]
     for group, title in (("experiment", "Presets"), ("sweep", "Sweeps")):
         head += ["", f"{title}, {group}=NAME; what comes beside it on the command line wins"]
@@ -120,7 +116,3 @@ def admitted(key: str, rule: Rule) -> str:
 def _mentions(setting: Setting, word: str) -> bool:
     """Whether the key has the word in it, or the meaning has one that begins with it."""
     return word in setting.key or re.search(rf"\b{re.escape(word)}", setting.meaning, re.IGNORECASE) is not None
-
-
-def _section(setting: Setting) -> str:
-    return setting.key.rpartition(".")[0]

@@ -37,24 +37,21 @@ def require_for_prediction(config: Config) -> None:
     """
     settings = config.inference
     checkpoint = Path(settings.checkpoint_path or RunFolder.at(config.output_dir).last).expanduser()
-    if not _is_there(checkpoint):
-        named = "name one with inference.checkpoint_path=FILE"
-        raise UserError(f"{_missing('checkpoint', checkpoint)}: train first with {cli.command('train')}, or {named}")
+    way_out = f"train first with {cli.command('train')}, or name one with inference.checkpoint_path=FILE"
+    _require_file(checkpoint, way_out, what="checkpoint")
     if settings.export is not None:
         return
     if settings.history is None:
         _require_table(config)
     else:
-        _require_source("inference.history", Path(settings.history).expanduser(), "name a table of histories with it")
+        _require_source(Path(settings.history).expanduser(), "name a table of histories with it", "inference.history")
     if settings.evaluate:
         _require_titles(config)
     for key, column in (("users", "user"), ("candidates", "item"), ("exclude", "item")):
         path = getattr(settings, key)
-        if path is not None and not _is_there(Path(path).expanduser()):
-            missing = _missing("file", Path(path).expanduser())
-            raise UserError(
-                f"inference.{key}: {missing}: give a table with the column {column}, or a .txt with one id a line"
-            )
+        if path is not None:
+            way_out = f"give a table with the column {column}, or a .txt with one id a line"
+            _require_file(Path(path).expanduser(), way_out, f"inference.{key}")
 
 
 def _require_table(config: Config) -> None:
@@ -66,24 +63,28 @@ def _require_table(config: Config) -> None:
         raise UserError(
             f"data.data_dir={data.data_dir} is a file: write data.data_dir={folder.parent} data.data_file={folder.name}"
         )
-    _require_source("", data.path, TABLE)
+    _require_source(data.path, TABLE)
 
 
 def _require_titles(config: Config) -> None:
-    if config.data.items_file is not None and not _is_there(Path(config.data.items_file).expanduser()):
-        missing = _missing("file", Path(config.data.items_file).expanduser())
-        raise UserError(f"{missing}: name a CSV with the columns item and title with data.items_file=FILE")
+    if config.data.items_file is not None:
+        titles = Path(config.data.items_file).expanduser()
+        _require_file(titles, "name a CSV with the columns item and title with data.items_file=FILE")
 
 
-def _require_source(key: str, path: Path, way_out: str) -> None:
+def _require_source(path: Path, way_out: str, key: str = "") -> None:
     """See that there is a file, or a folder with files, or files that match a pattern."""
     if _is_there(path) or any(Path(match).is_file() for match in glob.glob(str(path))):
         return
-    if path.is_dir():
-        if any(file.is_file() and file.name[0] not in "._" for file in path.iterdir()):
-            return
+    if not path.is_dir():
+        _require_file(path, way_out, key)
+    elif not any(file.is_file() and file.name[0] not in "._" for file in path.iterdir()):
         raise UserError(f"there is no file in the folder {path}: {way_out}")
-    raise UserError((f"{key}: " if key else "") + f"{_missing('file', path)}: {way_out}")
+
+
+def _require_file(path: Path, way_out: str, key: str = "", what: str = "file") -> None:
+    if not _is_there(path):
+        raise UserError((f"{key}: " if key else "") + f"{_missing(what, path)}: {way_out}")
 
 
 def _is_there(path: Path) -> bool:

@@ -3,7 +3,7 @@
 Imports neither torch nor data, so that a mistake shows at once.
 """
 
-import argparse
+import itertools
 import os
 import re
 import shlex
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,12 +35,7 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was typed after the script's name.
-
-    Attributes:
-        words: all but the options, as typed.
-        options: Hydra's, with their values.
-    """
+    """What was typed after the script's name: Hydra's options with their values, and all other words as typed."""
 
     words: list[str]
     options: dict[str, Any]
@@ -51,12 +46,8 @@ class CommandLine:
 
     def for_hydra(self) -> list[str]:
         """Options first: between words Hydra knows none."""
-        options: list[str] = []
-        for name, value in self.options.items():
-            if value is True:
-                options.append(f"--{name.replace('_', '-')}")
-            elif value not in (None, False):
-                options.append(f"--{name.replace('_', '-')}={value}")
+        given = {name.replace("_", "-"): value for name, value in self.options.items() if value not in (None, False)}
+        options = [f"--{name}" + ("" if value is True else f"={value}") for name, value in given.items()]
         words = [quote_text(word, self.is_sweep) for word in self.words if not _is_no_preset(word)]
         return [*options, "--", *words] if any(word.startswith("-") for word in words) else [*options, *words]
 
@@ -78,10 +69,6 @@ def read(arguments: Sequence[str]) -> CommandLine:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     parser.allow_abbrev = False
-    for action in parser._actions:
-        if action.dest == "version":  # ours; see `src.command_line.cli`
-            action.__class__ = argparse._StoreTrueAction
-            action.nargs, action.const, action.default = 0, True, False
     parsed = vars(parser.parse_intermixed_args(list(arguments)))
     if parsed["resolve"] and not parsed["cfg"]:
         raise UserError("--resolve goes with --cfg job, which shows the settings without running")
@@ -107,8 +94,7 @@ def check(line: CommandLine) -> None:
         UserError: that names the first word that is not, with the way it is written here.
     """
     parser = OverridesParser.create()
-    for place, word in enumerate(line.words):
-        following = line.words[place + 1] if place + 1 < len(line.words) else ""
+    for word, following in itertools.pairwise([*line.words, ""]):
         _check_form(word, following)
         key, _, value = word.partition("=")
         name = key.lstrip("+")
@@ -135,8 +121,8 @@ def _check_form(word: str, following: str) -> None:
     if equals or word.startswith("~"):
         return
     if word in known_keys() and following.startswith("="):
-        value = following[1:] or "VALUE"
-        raise UserError(f"{word} has a blank before the =: write {shlex.quote(f'{word}={value}')}")
+        joined = shlex.quote(word + (following if following != "=" else "=VALUE"))
+        raise UserError(f"{word} has a blank before the =: write {joined}")
     if word in _names():
         meant = word if word in known_keys() else nearest_key(word)
         raise UserError(f"{word} has no value: write {meant}=VALUE")
@@ -165,7 +151,7 @@ def _may_exist(name: str) -> bool:
 
 
 def _is_list(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is list
+    return get_origin(annotation) is list
 
 
 def _is_no_preset(word: str) -> bool:
@@ -182,15 +168,11 @@ def _check_value(parser: OverridesParser, word: str, is_sweep: bool) -> None:
     except HydraException as error:
         if name in annotations():
             raise UserError(misfit(name, value)) from error
-        raise UserError(
-            f"{word} cannot be read: put text with special characters in quotes, {name}='\"TEXT\"'"
-        ) from error
+        way_out = f"put text with special characters in quotes, {name}='\"TEXT\"'"
+        raise UserError(f"{word} cannot be read: {way_out}") from error
     if override.is_sweep_override() and not is_sweep:
-        several = f"{name}={value}"
-        raise UserError(
-            f"{several} gives several values, which is a sweep: add -m to try them all"
-            + (f", or give one list, {name}=[{value}]" if _is_list(annotations().get(name)) else "")
-        )
+        or_list = f", or give one list, {name}=[{value}]" if _is_list(annotations().get(name)) else ""
+        raise UserError(f"{name}={value} gives several values, which is a sweep: add -m to try them all{or_list}")
     if name == "sweep" and not is_sweep:
         raise UserError(f"{word} needs -m, which runs a sweep: -m {word}")
     if name in GROUPS and override.value_type is not None and not _is_name(override.value()):
@@ -222,9 +204,7 @@ def quote_text(word: str, is_sweep: bool = False) -> str:
     if is_sweep and _CHOICES.fullmatch(value):
         return word
     values = _split(value) if is_sweep else [value]
-    return f"{name}=" + ",".join(
-        _quote(one, annotation is Any, annotation is Any or NoneType in kinds) for one in values
-    )
+    return f"{name}=" + ",".join(_quote(one, annotation is Any, NoneType in kinds) for one in values)
 
 
 def _quote(value: str, may_be_other: bool, may_be_null: bool) -> str:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..batch import EvalBatch
 from ..data.sequences import Indices, Spans, flatten
-
-EXACT_IN_FLOAT = 2**24
+from ..ranking import EXACT_IN_FLOAT
 
 
 class Popularity:
@@ -60,8 +59,6 @@ class LastItemSuccessors:
     def __call__(self, batch: EvalBatch) -> Tensor:
         scores = self.popularity(batch).to(self.dtype)  # [B, V]
         lasts = batch.inputs[:, -2].numpy() if batch.inputs.shape[1] > 1 else np.zeros(len(scores), dtype=np.int64)
-        starts, lengths = self.offsets[lasts], self.offsets[lasts + 1] - self.offsets[lasts]
-        rows = np.repeat(np.arange(len(lasts)), lengths)
-        places = np.arange(len(rows)) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
+        rows, places = flatten(np.arange(len(self.successors)), Spans(self.offsets[lasts], self.offsets[lasts + 1]))
         scores[rows, self.successors[places]] = self.scores[places]
         return scores

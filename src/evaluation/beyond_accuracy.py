@@ -4,7 +4,6 @@ U users, K length of a list, N items. A list holds item tokens, 0 where a user h
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.batching import EvaluationSet
 from ..data.sequences import Indices, flatten
@@ -28,10 +27,9 @@ def beyond_accuracy(lists: Indices, counts: Indices, evaluation_set: EvaluationS
     k = lists.shape[1]
     listed = np.bincount(lists[lists > 0], minlength=len(counts) + 1)[1:]
     rows, places = np.nonzero(lists)
-    of_lists = _mean_by_user(rows, counts[lists[rows, places] - 1], len(lists))
+    popularity = mean_over_users(rows, counts[lists[rows, places] - 1])
     rows, tokens = flatten(evaluation_set.tokens, evaluation_set.histories)
-    of_histories = _mean_by_user(rows, counts[tokens - 1], len(lists))
-    popularity, usual = float(np.nanmean(of_lists)), float(np.nanmean(of_histories))
+    usual = mean_over_users(rows, counts[tokens - 1])
     return {
         f"coverage@{k}": float((listed > 0).mean()),
         f"gini@{k}": gini(listed),
@@ -50,9 +48,8 @@ def gini(amounts: Indices) -> float:
     return float(2.0 * (np.arange(1, size + 1) * ordered).sum() / (size * total) - (size + 1) / size)
 
 
-def _mean_by_user(rows: Indices, amounts: Indices, users: int) -> NDArray[np.float64]:
-    """Mean of the amounts [S] of each row; NaN for a user without any. [users]"""
-    numbers = np.bincount(rows, minlength=users)
-    sums = np.bincount(rows, weights=amounts, minlength=users)
-    means: NDArray[np.float64] = np.divide(sums, numbers, out=np.full(users, np.nan), where=numbers > 0)
-    return means
+def mean_over_users(rows: Indices, amounts: Indices) -> float:
+    """Mean of the means of each user's amounts [S], those of the users `rows` [S]; who has none does not count."""
+    numbers = np.bincount(rows)
+    has_any = numbers > 0
+    return float((np.bincount(rows, weights=amounts)[has_any] / numbers[has_any]).mean())

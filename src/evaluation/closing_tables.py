@@ -54,13 +54,13 @@ def figures_table(rows: dict[str, dict[str, float]]) -> str:
         rows: name -> {"test_hit@10": ..., "test_uniform-100_hit@10": ..., ...}; the column heads say the metric and,
             unless it is the full ranking, the protocol, not the stage.
     """
-    heads = {name: {_head(key): value for key, value in row.items()} for name, row in rows.items()}
-    return str(pd.DataFrame.from_dict(heads, orient="index").to_string(float_format="{:.4f}".format, na_rep=""))
 
+    def head(key: str) -> str:
+        *before, metric = key.split("_")
+        return " ".join([metric.upper(), *before[1:]])
 
-def _head(key: str) -> str:
-    *before, metric = key.split("_")
-    return metric.upper() + "".join(f" {protocol}" for protocol in before[1:])
+    named = {name: {head(key): value for key, value in row.items()} for name, row in rows.items()}
+    return str(pd.DataFrame.from_dict(named, orient="index").to_string(float_format="{:.4f}".format, na_rep=""))
 
 
 def figures(content: dict[str, Any]) -> str:
@@ -68,19 +68,15 @@ def figures(content: dict[str, Any]) -> str:
     lines = []
     for stage, rows in content["figures"].items():
         lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows)]
-        lines += [*_intervals(content.get("details", {}).get(stage, {})), ""]
+        by_name = content.get("details", {}).get(stage, {}).get("intervals", {}).get("full", {})
+        if by_name:
+            ends = list(by_name.values())[-1]  # of the model
+            named = (f"{metric.upper()} {low:.4f} to {high:.4f}" for metric, (low, high) in ends.items())
+            lines.append(f"95% interval: {', '.join(named)}")
+        lines.append("")
         for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
             lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
     return "\n".join(lines)
-
-
-def _intervals(details: dict[str, Any]) -> list[str]:
-    """The model's 95% intervals in a line, if there are any."""
-    by_name = details.get("intervals", {}).get("full", {})
-    if not by_name:
-        return []
-    ends = list(by_name.values())[-1]
-    return ["95% interval: " + ", ".join(f"{key.upper()} {low:.4f} to {high:.4f}" for key, (low, high) in ends.items())]
 
 
 def verdict(content: dict[str, Any], topk: list[int]) -> str | None:

@@ -21,15 +21,10 @@ from .protocols import FULL
 
 
 class Outcomes(NamedTuple):
-    """What a model or baseline did for every evaluated user, in the order of the evaluation set.
+    """What a model or baseline did for every evaluated user, in the order of the evaluation set."""
 
-    Attributes:
-        ranks: protocol -> [E] int64, 0-based rank of the target.
-        lists: [E, K] int64, the best of all items, best first; 0 where there are fewer candidates.
-    """
-
-    ranks: dict[str, Indices]
-    lists: Indices
+    ranks: dict[str, Indices]  # protocol -> [E] int64, 0-based rank of the target
+    lists: Indices  # [E, K] int64, the best of all items, best first; 0 where there are fewer candidates
 
 
 class Observer(Metric):
@@ -38,7 +33,6 @@ class Observer(Metric):
     Args:
         negatives: sampled protocol -> [E, n] int64 tokens, from `src.evaluation.protocols.draw`.
         list_length: K, not above the number of tokens.
-        joins_processes: False if each process sees all users, True if each has a share of them.
     """
 
     full_state_update = False
@@ -46,8 +40,8 @@ class Observer(Metric):
     ranks: list[Tensor]
     lists: list[Tensor]
 
-    def __init__(self, negatives: Mapping[str, Indices], list_length: int, joins_processes: bool = True) -> None:
-        super().__init__(sync_on_compute=joins_processes)
+    def __init__(self, negatives: Mapping[str, Indices], list_length: int) -> None:
+        super().__init__()
         self.negatives = {protocol: torch.from_numpy(tokens) for protocol, tokens in negatives.items()}
         self.list_length = list_length
         for name in ("users", "ranks", "lists"):
@@ -91,11 +85,7 @@ class Scorer(Protocol):
 
 @torch.inference_mode()
 def observe(score: Scorer, evaluation_set: EvaluationSet, observer: Observer, batch_size: int = 256) -> Outcomes:
-    """Rank and list for every user of the set by the rules that hold for a model.
-
-    Args:
-        observer: one that joins no processes.
-    """
+    """Rank and list for every user of the set by the rules that hold for a model."""
     observer.sync_on_compute = False  # every process sees all users here
     batch_size = min(batch_size, ranking.rows_at_a_time(evaluation_set.num_items))
     for start in range(0, len(evaluation_set.targets), batch_size):

@@ -1,6 +1,6 @@
 """A model and the baselines, evaluated on the same users by the same rules."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,62 +15,52 @@ from . import protocols
 from .baselines import LastItemSuccessors, Popularity
 from .beyond_accuracy import beyond_accuracy
 from .bootstrap import interval, resampled_means
-from .collector import Observer, Outcomes, observe
+from .collector import Observer, Outcomes, Scorer, observe
 from .slices import groups
 
 Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over users
 
 
+@dataclass
 class Contest:
-    """Collects the outcomes of every contestant on one evaluation set.
+    """Collects the outcomes of every contestant on one evaluation set."""
 
-    Args:
-        evaluation_set: E users with their targets.
-        user_ids: [E] strings, in its order.
-        counts: [num_items] int64, training interactions of each item.
-        protocol_names: "full" and any of the sampled ones.
-        seed: what the negatives follow from.
-        topk: the K of the metrics.
+    evaluation_set: EvaluationSet  # E users with their targets
+    user_ids: pa.StringArray  # [E], in its order
+    counts: Indices  # [num_items] int64, training interactions of each item
+    protocol_names: list[str]  # "full" and any of the sampled ones
+    seed: int  # what the negatives follow from
+    topk: list[int]  # the K of the metrics
+    negatives: dict[str, Indices] = field(init=False)  # sampled protocol -> [E, n] tokens, see `protocols.draw`
+    outcomes: dict[str, Outcomes] = field(init=False, default_factory=dict)  # contestant -> its own, in order of adding
 
-    Attributes:
-        outcomes: name of a contestant -> its outcomes, in the order in which they were added.
-    """
-
-    def __init__(
-        self,
-        evaluation_set: EvaluationSet,
-        user_ids: pa.StringArray,
-        counts: Indices,
-        protocol_names: list[str],
-        seed: int,
-        topk: list[int],
-    ) -> None:
-        self.evaluation_set = evaluation_set
-        self.user_ids = user_ids
-        self.counts = counts
-        self.seed = seed
-        self.topk = topk
+    def __post_init__(self) -> None:
         self.negatives = {
-            name: protocols.draw(name, evaluation_set, counts, user_ids, seed)
-            for name in dict.fromkeys(protocol_names)
+            name: protocols.draw(name, self.evaluation_set, self.counts, self.user_ids, self.seed)
+            for name in dict.fromkeys(self.protocol_names)
             if name != protocols.FULL
         }
-        self.outcomes: dict[str, Outcomes] = {}
-        self._warn_of_few_negatives()
+        for protocol, tokens in self.negatives.items():
+            users = int((tokens[:, -1] == 0).sum())
+            if users:
+                rank_zero_only(print)(
+                    f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
+                    f" for {protocol}, and get those"
+                )
 
-    def observer(self, joins_processes: bool = True) -> Observer:
+    def observer(self) -> Observer:
         """What a contestant has to be watched by; see `Observer`."""
-        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2), joins_processes)
+        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2))
 
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
-        tokens = self.evaluation_set.tokens
         last_item_only = replace(self.evaluation_set, max_len=2)
-        for name, scorer in (
-            ("popularity", Popularity(self.counts)),
-            ("item-item", LastItemSuccessors(tokens, training_spans, self.counts)),
-        ):
-            self.outcomes[name] = observe(scorer, last_item_only, self.observer(joins_processes=False))
+        scorers: dict[str, Scorer] = {
+            "popularity": Popularity(self.counts),
+            "item-item": LastItemSuccessors(self.evaluation_set.tokens, training_spans, self.counts),
+        }
+        for name, scorer in scorers.items():
+            self.outcomes[name] = observe(scorer, last_item_only, self.observer())
 
     def figures(self, protocol: str, prefix: str) -> Figures:
         """Metrics of every contestant, `{prefix}hit@K` and so on, under one protocol.
@@ -139,15 +129,6 @@ class Contest:
             }
             for label, users in groups(amounts)
         ]
-
-    def _warn_of_few_negatives(self) -> None:
-        for protocol, tokens in self.negatives.items():
-            users = int((tokens[:, -1] == 0).sum())
-            if users:
-                rank_zero_only(print)(
-                    f"warning: {users:,} of {len(tokens):,} users have fewer than {tokens.shape[1]} items left to draw"
-                    f" for {protocol}, and get those"
-                )
 
 
 def tables_of(contests: dict[str, Contest], resamples: int) -> dict[str, Any]:

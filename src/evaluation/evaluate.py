@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from ..batch import PAD
 from ..command_line import cli
 from ..data import id_forms
 from ..data.batching import EvaluationSet, OrderedBatches
 from ..data.from_settings import read_table
 from ..data.interactions import Interactions
-from ..data.sequences import Indices, Spans, n_core
+from ..data.sequences import Indices, Sequences, Spans, evaluation_spans, n_core, training_spans
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
@@ -27,25 +28,15 @@ from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
-    """The last item of every user of a table, in the tokens of a vocabulary that exists already.
+    """The last item of every user of a table, in the tokens of a vocabulary that exists already."""
 
-    Attributes:
-        tokens: [R] int64, all interactions with known items, grouped by user and in order of time.
-        users: [E] int64, rows of the table's users that can be evaluated.
-        histories: what comes before the target, E spans.
-        targets: [E] int64.
-        training: what training on this table would have seen, spans.
-        unknown_targets: users left out because the model does not know their last item.
-        kept: [K] int64, all interactions with known items of users that are long enough to train on.
-    """
-
-    tokens: Indices
-    users: Indices
-    histories: Spans
-    targets: Indices
-    training: Spans
-    unknown_targets: int
-    kept: Indices
+    tokens: Indices  # [R] int64, all interactions with known items, grouped by user and in order of time
+    users: Indices  # [E] int64, rows of the table's users that can be evaluated
+    histories: Spans  # what comes before the target, E spans
+    targets: Indices  # [E] int64
+    training: Spans  # what training on this table would have seen
+    unknown_targets: int  # users left out because the model does not know their last item
+    kept: Indices  # [K] int64, all interactions with known items of users that are long enough to train on
 
 
 def evaluate(config: Config) -> None:
@@ -77,10 +68,17 @@ def evaluate(config: Config) -> None:
     print(f"data        {rows:,} interactions of {users:,} users")
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
-    for line in id_forms.lines(interactions.item_ids, vocabulary.ids):
-        print(line)
-    trainer = _trainer(config)
-    print("\n".join(devices.lines(trainer, config.training.accelerator)))
+    cli.quiet()
+    trainer = pl.Trainer(
+        accelerator=config.training.accelerator,
+        devices=1,
+        precision=config.training.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[FreedMemory()],
+        enable_model_summary=False,
+    )
+    ids = id_forms.lines(interactions.item_ids, vocabulary.ids)
+    print("\n".join([*ids, *devices.lines(trainer, config.training.accelerator)]))
 
     evaluation_set = EvaluationSet(
         held_out.tokens,
@@ -109,25 +107,26 @@ def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interaction
     """Split a table as training does: users with enough interactions, the last one a target, `holdout` not trained on.
 
     Args:
-        holdout: 1 or 2, see `src.data.sequences.training_spans`.
+        holdout: 1 or 2, see `training_spans`.
     """
-    tokens = vocabulary.encode(interactions.item_ids)[interactions.items]  # [rows], 0 where unknown
-    place = np.concatenate([[0], (tokens != 0).cumsum()])  # of each row among the known ones
-    lengths, stops = interactions.lengths, interactions.offsets[1:]
-    is_kept = lengths >= min_interactions
-    is_evaluated = is_kept & (lengths > holdout)
-    training_stops = stops - np.where(lengths > holdout, holdout, 0)
-    training = Spans(place[interactions.offsets[:-1]], place[training_stops])[is_kept]
-    is_known = tokens[stops - 1] != 0
-    users = np.flatnonzero(is_evaluated & is_known)
+    whole = Sequences(vocabulary.encode(interactions.item_ids)[interactions.items], interactions.offsets)  # 0: unknown
+    is_known = whole.tokens != PAD
+    place = np.concatenate([[0], is_known.cumsum()])  # of each row among the known ones
+
+    def among_known(spans: Spans) -> Spans:
+        return Spans(place[spans.starts], place[spans.stops])
+
+    is_kept = interactions.lengths >= min_interactions
+    users, histories, targets = evaluation_spans(whole, holdout, from_end=1)
+    is_evaluated = is_kept[users] & (targets != PAD)
     return HeldOut(
-        tokens=tokens[tokens != 0],
-        users=users,
-        histories=Spans(place[interactions.offsets[users]], place[stops[users] - 1]),
-        targets=tokens[stops[users] - 1],
-        training=training,
-        unknown_targets=int((is_evaluated & ~is_known).sum()),
-        kept=tokens[(tokens != 0) & np.repeat(is_kept, lengths)],
+        tokens=whole.tokens[is_known],
+        users=users[is_evaluated],
+        histories=among_known(histories[is_evaluated]),
+        targets=targets[is_evaluated],
+        training=among_known(training_spans(whole, holdout)[is_kept]),
+        unknown_targets=int((is_kept[users] & (targets == PAD)).sum()),
+        kept=whole.tokens[is_known & np.repeat(is_kept, interactions.lengths)],
     )
 
 
@@ -141,18 +140,6 @@ def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
     counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
     if any(np.array_equal(count, vocabulary.counts) for count in counts):
         print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
-
-
-def _trainer(config: Config) -> pl.Trainer:
-    cli.quiet()
-    return pl.Trainer(
-        accelerator=config.training.accelerator,
-        devices=1,
-        precision=config.training.precision,  # type: ignore[arg-type]
-        logger=False,
-        callbacks=[FreedMemory()],
-        enable_model_summary=False,
-    )
 
 
 def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:

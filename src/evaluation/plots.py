@@ -4,6 +4,7 @@ Imported when something is drawn, so that training does not wait for Bokeh. Back
 can be read on white and on black.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,23 +29,23 @@ Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 class Embedded(NamedTuple):
-    """Plots in a page.
+    """Plots in a page."""
 
-    Attributes:
-        library: the scripts of Bokeh, once a page.
-        script: the data of all plots.
-        places: title -> the element that shows the plot.
-    """
-
-    library: Markup
-    script: Markup
-    places: dict[str, Markup]
+    library: Markup  # the scripts of Bokeh, once a page
+    script: Markup  # the data of all plots
+    places: dict[str, Markup]  # title -> the element that shows the plot
 
 
 def embed(plots: Mapping[str, figure]) -> Embedded:
     """Plots by title, ready to be put into a page."""
     if not plots:
         return Embedded(Markup(), Markup(), {})
+    for plot in plots.values():
+        legend = plot.legend[0]
+        legend.visible = len(legend.items) > 0
+        legend.ncols = 2  # as wide as a phone
+        legend.background_fill_color = legend.border_line_color = None
+        legend.label_text_color, legend.label_text_font_size = INK, "12px"
     script, places = components(dict(plots), wrap_script=True)
     library = Resources(mode="inline", components=["bokeh"]).render_js()
     return Embedded(Markup(library), Markup(script), {title: Markup(place) for title, place in places.items()})
@@ -62,7 +63,8 @@ def curves(
         levels: values to compare with, as horizontal lines.
         mark: a name and a step, as a vertical line.
     """
-    plot = _plot(title, "step")
+    tooltips = [("", "@name"), ("step", "@step{0,0}"), ("value", "@value{0.0000[00]}")]
+    plot = _plot(title, "step", tooltips)
     kinds = [name.split("@")[0] for name in by_name]
     first = min(steps[0] for steps, _ in by_name.values())
     last = max(steps[-1] for steps, _ in by_name.values())
@@ -79,27 +81,27 @@ def curves(
         plot.scatter("step", "value", source=source, color=colour, size=4 if len(steps) < 60 else 0)
     if mark is not None:
         plot.vspan(x=[mark[1]], color=INK, line_dash="dotdash", legend_label=f"{mark[0]}, step {mark[1]:,.0f}")
-    plot.add_tools(HoverTool(tooltips=[("", "@name"), ("step", "@step{0,0}"), ("value", "@value{0.0000[00]}")]))
-    _finish_legend(plot)
     return plot
 
 
 def histogram(amounts: NDArray[np.int64], title: str, unit: str) -> figure:
     """How many users or items have each amount, on average over the whole numbers of a bin."""
     edges, heights, counts = bins(amounts)
-    plot = _plot(title, unit, x_axis_type="log")
+    tooltips = [(unit, "@range"), ("in all", "@count{0,0}"), ("for each", "@height{0,0.0}")]
+    plot = _plot(title, unit, tooltips, x_axis_type="log")
     source = ColumnDataSource(
         {
             "left": edges[:-1],
             "right": edges[1:],
             "height": heights,
             "count": counts,
-            "range": [f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}" for low, high in _pairs(edges)],
+            "range": [
+                f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}" for low, high in itertools.pairwise(edges)
+            ],
         }
     )
     plot.quad(left="left", right="right", bottom=0, top="height", source=source, color=COLOURS[0], line_width=0)
     plot.y_range.start = 0
-    plot.add_tools(HoverTool(tooltips=[(unit, "@range"), ("in all", "@count{0,0}"), ("for each", "@height{0,0.0}")]))
     return plot
 
 
@@ -116,15 +118,12 @@ def bins(amounts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.floa
     return edges, counts / np.diff(edges), counts
 
 
-def _pairs(edges: NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-
-
 def bars(groups: Sequence[Mapping[str, Any]], metric: str, title: str, unit: str) -> figure:
     """A metric of each contestant in each group of `Contest.details`' slices."""
     names = list(groups[0]["figures"])
     labels = [str(group["label"]) for group in groups]
-    plot = _plot(title, unit, x_range=FactorRange(*labels))
+    tooltips = [("", "@name"), (unit, "@label"), (metric.upper(), "@height{0.0000}")]
+    plot = _plot(title, unit, tooltips, x_range=FactorRange(*labels))
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         heights = [group["figures"][name][metric] for group in groups]
@@ -135,8 +134,6 @@ def bars(groups: Sequence[Mapping[str, Any]], metric: str, title: str, unit: str
             legend_label=name,
         )  # fmt: skip
     plot.y_range.start = 0
-    plot.add_tools(HoverTool(tooltips=[("", "@name"), (unit, "@label"), (metric.upper(), "@height{0.0000}")]))
-    _finish_legend(plot)
     return plot
 
 
@@ -159,7 +156,7 @@ def points(
     options: dict[str, Any] = {"x_axis_type": "log"} if is_log else {}
     if not numbers:
         options["x_range"] = FactorRange(*dict.fromkeys(map(str, across)))
-    plot = _plot("", name, **options)
+    plot = _plot("", name, [("run", "@run"), (name, "@x"), (figure_name, "@y{0.0000}")], **options)
     for state, colour in (("done", COLOURS[0]), ("stopped", INK)):
         places = [place for place, each in enumerate(states) if each == state]
         columns = {"x": [across[p] for p in places], "y": [values[p] for p in places], "run": places}
@@ -169,15 +166,14 @@ def points(
         best = [max(values[: place + 1]) for place in range(len(values))]
         plot.step(list(across), best, color=COLOURS[1], mode="after", legend_label="best so far")
     plot.yaxis.axis_label = figure_name
-    plot.add_tools(HoverTool(tooltips=[("run", "@run"), (name, "@x"), (figure_name, "@y{0.0000}")]))
-    _finish_legend(plot)
     return plot
 
 
-def _plot(title: str, across: str, **options: Any) -> figure:
+def _plot(title: str, across: str, tooltips: list[tuple[str, str]], **options: Any) -> figure:
     plot = figure(
         title=title, height=HEIGHT, sizing_mode="stretch_width", toolbar_location=None, tools="", **options
     )  # fmt: skip
+    plot.add_tools(HoverTool(tooltips=tooltips))
     plot.background_fill_color = plot.border_fill_color = plot.outline_line_color = None
     plot.title.text_color = INK
     for axis in plot.axis:
@@ -192,14 +188,6 @@ def _plot(title: str, across: str, **options: Any) -> figure:
     plot.xgrid.visible = False
     plot.ygrid.grid_line_color, plot.ygrid.grid_line_alpha = INK, 0.25
     return plot
-
-
-def _finish_legend(plot: figure) -> None:
-    legend = plot.legend[0]
-    legend.visible = len(legend.items) > 0
-    legend.ncols = 2  # as wide as a phone
-    legend.background_fill_color = legend.border_line_color = None
-    legend.label_text_color, legend.label_text_font_size = INK, "12px"
 
 
 def page(title: str, plots: Mapping[str, figure]) -> str:

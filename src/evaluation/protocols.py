@@ -52,7 +52,8 @@ def draw(
         [E, size] int64 tokens; where a user has fewer candidates, the rest of the row is 0.
     """
     weights = np.ones(len(counts)) if protocol == UNIFORM else counts.astype(np.float64)
-    keys = user_keys(user_ids, seed)
+    hashes = pd.util.hash_array(user_ids.to_numpy(zero_copy_only=False), categorize=False)
+    keys = _mix(hashes ^ _mix(np.full(len(hashes), seed, dtype=np.uint64)))  # [E], of each user's random stream
     negatives = np.zeros((len(keys), size), dtype=np.int64)
     rows = max(1, ENTRIES // max(len(counts) + 1, DRAWS))
     for start in range(0, len(keys), rows):
@@ -62,12 +63,6 @@ def draw(
         is_taken[np.arange(len(chunk)), evaluation_set.targets[chunk]] = True
         negatives[chunk] = _draw(weights, is_taken, keys[chunk], size)
     return negatives
-
-
-def user_keys(user_ids: pa.StringArray, seed: int) -> UInt64s:
-    """A key for the random stream of each user, from the text of the id and the seed. [E] strings -> [E] uint64."""
-    hashes = pd.util.hash_array(user_ids.to_numpy(zero_copy_only=False), categorize=False)
-    return _mix(hashes ^ _mix(np.full(len(hashes), seed, dtype=np.uint64)))
 
 
 def uniforms(keys: UInt64s, start: int, stop: int) -> NDArray[np.float64]:
@@ -97,7 +92,8 @@ def _draw(weights: NDArray[np.float64], is_taken: NDArray[np.bool_], keys: UInt6
     cumulative = weights.cumsum() / weights.sum()
     last = np.searchsorted(cumulative, cumulative[-1])  # the last sum may be a little below 1
     draws = np.minimum(np.searchsorted(cumulative, uniforms(keys, 0, DRAWS), side="right"), last) + 1  # [B, M]
-    is_new = _is_first(draws) & ~np.take_along_axis(is_taken, draws, axis=1)
+    by_user = pd.Series((draws + np.arange(len(draws))[:, None] * is_taken.shape[1]).ravel())
+    is_new = ~by_user.duplicated().to_numpy().reshape(draws.shape) & ~np.take_along_axis(is_taken, draws, axis=1)
     places = is_new.cumsum(axis=1) - 1
     rows, columns = np.nonzero(is_new & (places < size))
     negatives = np.zeros((len(keys), size), dtype=np.int64)
@@ -107,15 +103,6 @@ def _draw(weights: NDArray[np.float64], is_taken: NDArray[np.bool_], keys: UInt6
     if len(short):
         negatives[short] = _complete(negatives[short], weights, is_taken[short], keys[short])
     return negatives
-
-
-def _is_first(draws: Indices) -> NDArray[np.bool_]:
-    """Whether an entry of [B, M] is the first of its value in its row."""
-    order = np.argsort(draws, axis=1, kind="stable")
-    ordered = np.take_along_axis(draws, order, axis=1)
-    is_first = np.ones(draws.shape, dtype=bool)
-    np.put_along_axis(is_first, order[:, 1:], ordered[:, 1:] != ordered[:, :-1], axis=1)
-    return is_first
 
 
 def _complete(negatives: Indices, weights: NDArray[np.float64], is_taken: NDArray[np.bool_], keys: UInt64s) -> Indices:

@@ -1,6 +1,5 @@
 """The report of a run: one HTML file with its plots inside, which opens from the disk without a network."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ..atomic_files import write_whole
 from ..data.sequences import Indices
 from ..data.titles import Titles
 from ..data.vocabulary import Vocabulary
@@ -80,9 +80,7 @@ def write(
         examples=_examples(contest, vocabulary, titles) if contest else [],
         settings=settings,
     )
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, text.encode())
 
 
 def read_curves(logs: Path) -> dict[str, plots.Curve]:
@@ -138,15 +136,12 @@ def _summary(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _data_plots(contest: Contest | None, vocabulary: Vocabulary) -> dict[str, Any]:
-    found = {}
     by_length, by_popularity = DATA
+    found = {}
     if contest:
-        found[by_length] = plots.histogram(
-            contest.evaluation_set.histories.lengths, by_length, "items before the target"
-        )
-    if len(vocabulary):
-        found[by_popularity] = plots.histogram(vocabulary.counts, by_popularity, "training interactions")
-    return found
+        lengths = contest.evaluation_set.histories.lengths
+        found[by_length] = plots.histogram(lengths, by_length, "items before the target")
+    return found | {by_popularity: plots.histogram(vocabulary.counts, by_popularity, "training interactions")}
 
 
 def _curve_plots(curves: Mapping[str, plots.Curve], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,23 +182,12 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table for each stage and protocol; a sampled protocol is never in the table of the full one."""
     tables = []
     for stage, full in content["figures"].items():
-        by_protocol = {FULL: full, **content["sampled_figures"][stage]}
         details = content["details"][stage]
-        for protocol, rows in by_protocol.items():
+        for protocol, rows in {FULL: full, **content["sampled_figures"][stage]}.items():
             prefix = f"{stage}_" if protocol == FULL else f"{stage}_{protocol}_"
-            tables.append(
-                {
-                    "stage": stage,
-                    "protocol": protocol,
-                    "metrics": [key.removeprefix(prefix) for key in next(iter(rows.values()))],
-                    "rows": {
-                        name: {key.removeprefix(prefix): value for key, value in row.items()}
-                        for name, row in rows.items()
-                    },
-                    "intervals": details.get("intervals", {}).get(protocol, {}),
-                    "lead": details.get("lead", {}).get(protocol, {}),
-                }
-            )
+            named = {name: {key.removeprefix(prefix): row[key] for key in row} for name, row in rows.items()}
+            table = {"stage": stage, "protocol": protocol, "metrics": list(next(iter(named.values()))), "rows": named}
+            tables.append(table | {part: details.get(part, {}).get(protocol, {}) for part in ("intervals", "lead")})
     return tables
 
 
@@ -225,29 +209,24 @@ def _examples(contest: Contest, vocabulary: Vocabulary, titles: Titles) -> list[
     """Users drawn by the seed alone, good and bad as they come: the end of the history, the target and the list."""
     sets, outcome = contest.evaluation_set, list(contest.outcomes.values())[-1]
     users = np.random.default_rng(contest.seed).permutation(len(sets.targets))[:EXAMPLES]
+
+    def named(tokens: Indices) -> list[str]:
+        return titles.of(vocabulary.decode(tokens).to_pylist())
+
     found = []
     for user in users:
         history = sets.tokens[sets.histories.starts[user] : sets.histories.stops[user]]
-        items = outcome.lists[user]
+        target, rank = sets.targets[user], int(outcome.ranks[FULL][user])
+        items = outcome.lists[user][outcome.lists[user] > 0]
         found.append(
             {
                 "user": contest.user_ids[user].as_py(),
                 "length": len(history),
-                "history": _named(history[-SHOWN_OF_HISTORY:], vocabulary, titles),
-                "target": _named(sets.targets[user : user + 1], vocabulary, titles)[0],
-                "rank": int(outcome.ranks[FULL][user]) + 1,
-                "is_candidate": bool(outcome.ranks[FULL][user] < len(vocabulary)),
-                "list": list(
-                    zip(
-                        _named(items[items > 0], vocabulary, titles),
-                        (items[items > 0] == sets.targets[user]).tolist(),
-                        strict=True,
-                    )
-                ),
+                "history": named(history[-SHOWN_OF_HISTORY:]),
+                "target": named(np.array([target]))[0],
+                "rank": rank + 1,
+                "is_candidate": rank < len(vocabulary),
+                "list": list(zip(named(items), (items == target).tolist(), strict=True)),
             }
         )
     return found
-
-
-def _named(tokens: Indices, vocabulary: Vocabulary, titles: Titles) -> list[str]:
-    return titles.of(vocabulary.decode(tokens).to_pylist())

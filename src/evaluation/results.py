@@ -22,13 +22,7 @@ from .comparison import Contest, tables_of
 def contest(
     config: Config, evaluation_set: EvaluationSet, user_ids: pa.StringArray, counts: Indices, training: Spans
 ) -> Contest:
-    """A comparison in which popularity and item-item have been ranked already.
-
-    Args:
-        user_ids: of the evaluated users.
-        counts: [num_items] training interactions of each item.
-        training: what the item-item baseline learns from, spans of the evaluation set's tokens.
-    """
+    """A comparison with popularity and, by these spans of the set's tokens, item-item as the first contestants."""
     evaluation = config.evaluation
     begun = Contest(evaluation_set, user_ids, counts, evaluation.protocols, config.seed, evaluation.topk)
     begun.add_baselines(training)
@@ -49,9 +43,9 @@ def of(
         origin: what `provenance.describe` found at the start.
     """
     content: dict[str, Any] = tables_of(dict(contests), config.evaluation.bootstrap)
-    content |= {"settings": asdict(config), "torch": torch.__version__, **devices.describe(trainer)}
-    content |= {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    content |= origin
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    content |= {"settings": asdict(config), "torch": torch.__version__, "parameters": parameters}
+    content |= {**devices.describe(trainer), **origin}
     return content | {"verdict": closing_tables.verdict(content, config.evaluation.topk)}
 
 
@@ -71,7 +65,6 @@ def write(
         last: the comparison of the last stage, for examples.
         logs: a folder of TensorBoard logs with curves.
     """
-    json_path.parent.mkdir(parents=True, exist_ok=True)
     closing_tables.write_json(json_path, dict(content))
     if config.evaluation.report:
         from . import report_page

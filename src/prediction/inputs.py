@@ -29,15 +29,12 @@ def read_histories(config: Config) -> Interactions:
     interactions, is_there = select_users(interactions, read_ids(Path(config.inference.users).expanduser(), "user"))
     if not is_there.all():
         absent = interactions.user_ids.filter(~is_there)
-        say(
-            f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent)}"
-            f"{id_forms.near(absent, known)}"
-        )
+        say(f"warning: {len(absent):,} users of inference.users are not in {table}: {first_few(absent, known)}")
     return interactions
 
 
 def encode_histories(interactions: Interactions, vocabulary: Vocabulary) -> Sequences:
-
+    """Histories of known items; says which items the model does not know, and of whom it knows none."""
     sequences, dropped = encode(interactions, vocabulary)
     if matched := id_forms.matched(interactions.item_ids, vocabulary.ids):
         say(f"ids         {matched}")
@@ -45,7 +42,7 @@ def encode_histories(interactions: Interactions, vocabulary: Vocabulary) -> Sequ
         unknown = interactions.item_ids.filter(dropped > 0)
         say(
             f"warning: {dropped.sum():,} interactions with {len(unknown):,} items that the model does not know are left"
-            f" out: {first_few(unknown)}{id_forms.near(unknown, vocabulary.ids)}"
+            f" out: {first_few(unknown, vocabulary.ids)}"
         )
     is_new = sequences.histories.lengths == 0
     if is_new.any():
@@ -74,12 +71,11 @@ def read_items(key: str, name: str | None, vocabulary: Vocabulary) -> np.ndarray
     tokens = vocabulary.encode(ids)
     unknown = ids.filter(tokens == 0)
     if len(unknown):
-        say(
-            f"warning: {key} has {len(unknown):,} items that the model does not know: {first_few(unknown)}"
-            f"{id_forms.near(unknown, vocabulary.ids)}"
-        )
+        some = first_few(unknown, vocabulary.ids)
+        say(f"warning: {key} has {len(unknown):,} items that the model does not know: {some}")
     return tokens
 
 
-def first_few(ids: pa.StringArray) -> str:
-    return ", ".join(ids[:5].to_pylist()) + (", ..." if len(ids) > 5 else "")
+def first_few(ids: pa.StringArray, known: pa.StringArray) -> str:
+    """The first of some ids that are not known, and which are known in another form."""
+    return ", ".join(ids[:5].to_pylist()) + (", ..." if len(ids) > 5 else "") + id_forms.near(ids, known)

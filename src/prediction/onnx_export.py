@@ -18,6 +18,7 @@ from ..batch import PAD, mask_token
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
 from ..models.network import Network, last_places
+from ..runs import checkpoint
 from ..runs.proposals import how_to_install
 
 # A single file cannot hold more than 2 GiB; above this the weights go into a second one.
@@ -59,6 +60,14 @@ class NextItems(nn.Module):
         scores = self.network.logits(hidden).float() + self.no_candidate  # [B, V]
         best, items = scores.scatter(1, excluded, ranking.EXCLUDED).topk(self.topk, dim=1)  # [B, K] each
         return items.masked_fill(best == ranking.EXCLUDED, PAD), best
+
+
+def export(checkpoint_path: Path, path: Path, topk: int) -> None:
+    """Write the model of a checkpoint as ONNX, and say what was written; without Lightning, so with `print`."""
+    network, vocabulary = checkpoint.load_network(checkpoint_path)
+    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    for written in write_onnx(network, vocabulary, path, topk):
+        print(f"written     {written}, {written.stat().st_size:,} bytes")
 
 
 def write_onnx(network: Network, vocabulary: Vocabulary, path: Path, topk: int) -> list[Path]:

@@ -3,48 +3,38 @@
 python predict_bert4rec.py data.data_dir=FOLDER data.data_file=FILE inference.topk=20
 """
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from ..command_line import cli
+from ..command_line import cli, named_files
+from ..runs.folder import RunFolder
 from ..settings import Config
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    import pyarrow as pa
-
-    from ..data.sequences import Sequences
-    from ..data.vocabulary import Vocabulary
-    from ..models import BERT4Rec
 
 
 def predict(config: Config) -> None:
     """Read the checkpoint and the table, rank all items for each user, and write the best with their original ids."""
-    from pathlib import Path
-
-    from ..command_line import named_files
-
     named_files.require_for_prediction(config)  # before what takes seconds to import
 
     from ..evaluation import closing_tables
     from ..kernels import compiler
     from ..runs import checkpoint
-    from ..runs.folder import RunFolder
-    from .inputs import encode_histories, read_barred, read_histories, say
 
     compiler.switch(config.native)
-    if config.inference.evaluate:
+    settings = config.inference
+    if settings.evaluate:
         from ..evaluation.evaluate import evaluate
 
         return evaluate(config)
-    settings = config.inference
     folder = RunFolder.at(config.output_dir)
     checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
-    output_path = Path(settings.output_path or folder.predictions).expanduser()
     if settings.export is not None:
-        export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
-        return
+        from .onnx_export import export
+
+        return export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
+
+    from .inputs import encode_histories, read_barred, read_histories, say
+    from .writer import write_predictions
+
+    output_path = Path(settings.output_path or folder.predictions).expanduser()
     model, vocabulary = checkpoint.load(checkpoint_path)
     interactions = read_histories(config)
     say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
@@ -73,72 +63,6 @@ def predict(config: Config) -> None:
         "a service": cli.command("predict", f"inference.export={folder.root / 'model.onnx'}"),
     }
     say(closing_tables.next_steps(steps))
-
-
-def export(checkpoint_path: "Path", path: "Path", topk: int) -> None:
-    """Write the model as ONNX; without Lightning, so with `print` for `say`."""
-    from ..runs import checkpoint
-    from .onnx_export import write_onnx
-
-    network, vocabulary = checkpoint.load_network(checkpoint_path)
-    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
-    for written in write_onnx(network, vocabulary, path, topk):
-        print(f"written     {written}, {written.stat().st_size:,} bytes")
-
-
-def write_predictions(
-    config: Config,
-    *,
-    model: "BERT4Rec",
-    vocabulary: "Vocabulary",
-    user_ids: "pa.StringArray",
-    sequences: "Sequences",
-    is_barred: "np.ndarray | None",
-    output_path: "Path",
-) -> int:
-    """Predict batch by batch and write as it goes; how many rows were written."""
-    import numpy as np
-    import pytorch_lightning as pl
-    import torch
-    from torch.utils.data import DataLoader
-
-    from ..data.batching import HistorySet, OrderedBatches
-    from ..runs import devices
-    from ..runs.freed_memory import FreedMemory
-    from ..runs.progress import Progress
-    from .inputs import say
-    from .writer import PredictionWriter
-
-    settings = config.inference
-    cli.quiet()
-    histories = sequences.histories
-    popular = vocabulary.most_popular()
-    model.predict_topk = settings.topk
-    if is_barred is not None:
-        model.predict_barred = torch.from_numpy(is_barred)
-        popular = popular[~is_barred[popular]]
-    writer = PredictionWriter(
-        output_path, vocabulary, user_ids, histories.lengths > 0, popular[: settings.topk], settings.with_scores
-    )
-    trainer = pl.Trainer(
-        accelerator=config.training.accelerator,
-        devices=config.training.devices,
-        num_nodes=config.training.num_nodes,
-        strategy=config.training.strategy,
-        use_distributed_sampler=False,  # the one below shares the users out
-        precision=config.training.precision,  # type: ignore[arg-type]
-        logger=False,
-        callbacks=[writer, FreedMemory(), Progress()],
-        enable_model_summary=False,
-    )
-    say("\n".join(devices.lines(trainer, config.training.accelerator)))
-    history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
-    in_order = OrderedBatches(
-        np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False
-    )
-    loader = DataLoader(history_set, sampler=in_order, batch_size=None)
-    trainer.predict(model, loader, return_predictions=False)
-    return writer.rows
 
 
 def main() -> None:

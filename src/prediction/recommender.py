@@ -100,21 +100,19 @@ class Recommender:
         """As `recommend`, each item with its score: the model's logit, NaN for the most popular items."""
         if topk < 1:
             raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")
-        is_barred = self._barred(candidates, exclude)
+        allowed = None if candidates is None else self._encode(candidates)
+        blocked = self._encode(exclude)
+        if allowed is not None and not allowed.any():
+            raise UserError("the model knows none of the candidates: give ids of the table it was trained on")
+        is_barred = barred_tokens(len(self.items), allowed, blocked if len(blocked) else None)
         tokens, spans = self._flat_tokens(histories)
         history_set = HistorySet(tokens, spans, self.network.num_items, self.max_len, exclude_seen)
         lists: list[list[tuple[str, float]]] = [[] for _ in histories]
         with_history = np.flatnonzero(spans.lengths)
         for start in range(0, len(with_history), HISTORIES_AT_ONCE):
             batch = history_set[with_history[start : start + HISTORIES_AT_ONCE]]
-            for row, row_items, row_scores in zip(
-                batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True
-            ):
-                lists[row] = [
-                    (self.items[item - 1], score)
-                    for item, score in zip(row_items, row_scores, strict=True)
-                    if item != PAD
-                ]
+            for row, *best in zip(batch.users.tolist(), *self._best(batch, topk, is_barred), strict=True):
+                lists[row] = [(self.items[item - 1], score) for item, score in zip(*best, strict=True) if item != PAD]
         if len(with_history) < len(histories):
             popular = self._most_popular if is_barred is None else self._most_popular[~is_barred[self._most_popular]]
             for row in np.flatnonzero(spans.lengths == 0):
@@ -136,13 +134,6 @@ class Recommender:
             items += some_items.tolist()
             best += some_scores.tolist()
         return items, best
-
-    def _barred(self, candidates: Iterable[Id] | None, exclude: Iterable[Id]) -> np.ndarray | None:
-        allowed = None if candidates is None else self._encode(candidates)
-        blocked = self._encode(exclude)
-        if allowed is not None and not allowed.any():
-            raise UserError("the model knows none of the candidates: give ids of the table it was trained on")
-        return barred_tokens(len(self.items), allowed, blocked if len(blocked) else None)
 
     def _flat_tokens(self, histories: Sequence[Sequence[Id]]) -> tuple[Indices, Spans]:
         """Known items of all histories one after the other, and where each history stands."""

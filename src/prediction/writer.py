@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +15,21 @@ import pyarrow.parquet
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader
 
 from ..atomic_files import part_of
 from ..batch import PAD
+from ..command_line import cli
+from ..data.batching import HistorySet, OrderedBatches
+from ..data.sequences import Sequences
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
+from ..models import BERT4Rec
+from ..runs import devices
+from ..runs.freed_memory import FreedMemory
+from ..runs.progress import Progress
+from ..settings import Config
+from .inputs import say
 
 ROWS_IN_A_GROUP = 2**17  # of Parquet: what is kept in memory before it is written
 
@@ -33,7 +45,7 @@ class TableFile:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, is_parquet: bool, has_header: bool, has_special: bool) -> None:
-        self.waiting: list[pa.Table] = []
+        self.waiting = schema.empty_table()
         self.file = pa.OSFile(str(path), "wb")
         self.parquet = pyarrow.parquet.ParquetWriter(self.file, schema) if is_parquet else None
         self.options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if has_special else "none")
@@ -44,13 +56,10 @@ class TableFile:
         if self.parquet is None:
             pyarrow.csv.write_csv(table, self.file, self.options)
             return
-        self.waiting.append(table)
-        if sum(len(table) for table in self.waiting) >= ROWS_IN_A_GROUP:
-            whole = pa.concat_tables(self.waiting)
-            while len(whole) >= ROWS_IN_A_GROUP:  # whatever came at a time, so that the bytes are the same
-                self.parquet.write_table(whole.slice(0, ROWS_IN_A_GROUP))
-                whole = whole.slice(ROWS_IN_A_GROUP)
-            self.waiting = [whole]
+        self.waiting = pa.concat_tables([self.waiting, table])
+        while len(self.waiting) >= ROWS_IN_A_GROUP:  # whatever came at a time, so that the bytes are the same
+            self.parquet.write_table(self.waiting.slice(0, ROWS_IN_A_GROUP))
+            self.waiting = self.waiting.slice(ROWS_IN_A_GROUP)
 
     def append(self, path: Path) -> None:
         """Write what another process has written."""
@@ -65,14 +74,9 @@ class TableFile:
     def close(self) -> None:
         """Write what is left."""
         if self.parquet is not None:
-            if sum(len(table) for table in self.waiting):
-                self.parquet.write_table(pa.concat_tables(self.waiting))
+            if len(self.waiting):
+                self.parquet.write_table(self.waiting)
             self.parquet.close()
-        self.file.close()
-
-    def abandon(self) -> None:
-        """Close without writing what is left."""
-        self.waiting = []
         self.file.close()
 
 
@@ -123,30 +127,19 @@ class PredictionWriter(BasePredictionWriter):
         special = (pc.match_substring_regex(ids, '[",\r\n]') for ids in (self.user_ids, self.vocabulary.ids))
         has_special = any(pc.any(column).as_py() for column in special)
         self.part = self._part_of(trainer.global_rank)
-        try:
+        with self._clear_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             is_parquet = self.path.suffix == ".parquet"
             self.file = TableFile(self.part, self.schema, is_parquet, trainer.is_global_zero, has_special)
-        except OSError as error:
-            self._fail(error)
 
     def _part_of(self, rank: int) -> Path:
         part = part_of(self.path)
         return part.with_name(f"{part.name}{rank}") if rank else part
 
     def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, *args: Any
     ) -> None:
-        self._write(*(tensor.cpu().numpy() for tensor in prediction))
-
-    def _write(self, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        users, items, scores = (tensor.cpu().numpy() for tensor in prediction)
         assert self.file is not None
         is_new = ~self.has_history[users]
         items[is_new] = PAD
@@ -159,22 +152,18 @@ class PredictionWriter(BasePredictionWriter):
         if self.with_scores:
             columns["rank"] = pa.array(places + 1, pa.int32())
             columns["score"] = pa.array(scores[rows, places], pa.float32(), mask=is_new[rows])
-        try:
+        with self._clear_errors():
             self.file.write(pa.table(columns, self.schema))
-        except OSError as error:
-            self._fail(error)
         self.rows += len(rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the file under its final name."""
         assert self.file is not None
-        try:
+        with self._clear_errors():
             if not trainer.is_global_zero:
                 self.file.close()
-            total = trainer.strategy.reduce(
-                torch.tensor(self.rows, device=trainer.strategy.root_device), reduce_op="sum"
-            )
-            self.rows = int(total)
+            rows = torch.tensor(self.rows, device=trainer.strategy.root_device)
+            self.rows = int(trainer.strategy.reduce(rows, reduce_op="sum"))
             trainer.strategy.barrier("predictions are written")
             if trainer.is_global_zero:
                 for rank in range(1, trainer.world_size):
@@ -183,23 +172,69 @@ class PredictionWriter(BasePredictionWriter):
                 self.file.close()
                 os.replace(self.part, self.path)
             trainer.strategy.barrier("predictions are whole")
-        except OSError as error:
-            self._fail(error)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._clean_up()
 
     def _clean_up(self) -> None:
         if self.file is not None:
-            self.file.abandon()
+            self.file.file.close()  # without what is left to be written
             self.file = None
         if self.part.parent.is_dir():
             self.part.unlink(missing_ok=True)
 
-    def _fail(self, error: OSError) -> NoReturn:
-        self._clean_up()
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise UserError(
-            f"{self.path} cannot be written ({reason}): free some room, or write elsewhere with"
-            " inference.output_path=FILE"
-        ) from error
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Clean up, and say in one line what is wrong, if the disk does not take what is written here."""
+        try:
+            yield
+        except OSError as error:
+            self._clean_up()
+            reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            raise UserError(
+                f"{self.path} cannot be written ({reason}): free some room, or write elsewhere with"
+                " inference.output_path=FILE"
+            ) from error
+
+
+def write_predictions(
+    config: Config,
+    *,
+    model: BERT4Rec,
+    vocabulary: Vocabulary,
+    user_ids: pa.StringArray,
+    sequences: Sequences,
+    is_barred: np.ndarray | None,
+    output_path: Path,
+) -> int:
+    """Predict batch by batch and write as it goes; how many rows were written."""
+    settings = config.inference
+    cli.quiet()
+    histories = sequences.histories
+    popular = vocabulary.most_popular()
+    model.predict_topk = settings.topk
+    if is_barred is not None:
+        model.predict_barred = torch.from_numpy(is_barred)
+        popular = popular[~is_barred[popular]]
+    writer = PredictionWriter(
+        output_path, vocabulary, user_ids, histories.lengths > 0, popular[: settings.topk], settings.with_scores
+    )
+    trainer = pl.Trainer(
+        accelerator=config.training.accelerator,
+        devices=config.training.devices,
+        num_nodes=config.training.num_nodes,
+        strategy=config.training.strategy,
+        use_distributed_sampler=False,  # the one below shares the users out
+        precision=config.training.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=[writer, FreedMemory(), Progress()],
+        enable_model_summary=False,
+    )
+    say("\n".join(devices.lines(trainer, config.training.accelerator)))
+    history_set = HistorySet(sequences.tokens, histories, model.num_items, model.max_len, settings.exclude_seen)
+    in_order = OrderedBatches(
+        np.arange(len(histories)), settings.batch_size, trainer.global_rank, trainer.world_size, in_turn=False
+    )
+    loader = DataLoader(history_set, sampler=in_order, batch_size=None)
+    trainer.predict(model, loader, return_predictions=False)
+    return writer.rows

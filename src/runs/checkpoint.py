@@ -1,10 +1,9 @@
 """Reading checkpoints; one of this package alone is enough to predict with the original ids."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +16,8 @@ from .proposals import start
 
 if TYPE_CHECKING:
     from ..models.bert4rec import BERT4Rec
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(path: Path) -> "tuple[BERT4Rec, Vocabulary]":
@@ -61,15 +62,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def load_network(path: Path) -> tuple[Network, Vocabulary]:
     """As `load`, but the network alone, which needs no Lightning: seconds less for a program that only predicts."""
-    content = read(path)
-    with _explaining(path):
-        arguments = dict(content["hyper_parameters"])
-        weights = {name.removeprefix("network."): tensor for name, tensor in content["state_dict"].items()}
-        _check_shapes(_network_of, arguments, weights)
-        network = _network_of(**arguments)
-        network.load_state_dict(weights)
-        vocabulary = _vocabulary(content, network.num_items)
-    return network.eval(), vocabulary
+    return _assembled(read(path), path, _network_of, "network.")
 
 
 def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":
@@ -80,12 +73,27 @@ def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":
     """
     from ..models.bert4rec import BERT4Rec
 
-    with _explaining(path):
-        arguments, weights = content["hyper_parameters"], content["state_dict"]
-        _check_shapes(BERT4Rec, arguments, weights)
-        model = BERT4Rec(**arguments)
+    return _assembled(content, path, BERT4Rec)
+
+
+def _assembled(
+    content: dict[str, Any], path: Path, make: Callable[..., Module], prefix: str = ""
+) -> tuple[Module, Vocabulary]:
+    """What `make` gives with the hyperparameters and, their names without the prefix, the weights of a checkpoint."""
+    try:
+        arguments = content["hyper_parameters"]
+        weights = {name.removeprefix(prefix): tensor for name, tensor in content["state_dict"].items()}
+        _check_shapes(make, arguments, weights)
+        model = make(**arguments)
         model.load_state_dict(weights)
-        vocabulary = _vocabulary(content, model.num_items)
+        vocabulary = Vocabulary.from_state_dict(content["BERT4RecDataModule"]["vocabulary"])
+        _check_vocabulary(vocabulary, arguments["num_items"])
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is no checkpoint of this program ({type(error).__name__}: {reason}): give one that"
+            " train_bert4rec.py wrote"
+        ) from error
     return model.eval(), vocabulary
 
 
@@ -93,27 +101,6 @@ def _network_of(num_items: int, **hyper_parameters: Any) -> Network:
     """The network of a model's hyperparameters, among which there are others."""
     names = {field.name for field in fields(Architecture)}
     return Network(num_items, Architecture(**{k: v for k, v in hyper_parameters.items() if k in names}))
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while the content of a checkpoint is put to use, it is no checkpoint of this package."""
-    try:
-        yield
-    except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is no checkpoint of this program ({type(error).__name__}: {reason}): give one that"
-            " train_bert4rec.py wrote"
-        ) from error
-
-
-def _vocabulary(content: dict[str, Any], num_items: int) -> Vocabulary:
-    vocabulary = Vocabulary.from_state_dict(content["BERT4RecDataModule"]["vocabulary"])
-    _check_vocabulary(vocabulary)
-    if len(vocabulary) != num_items:
-        raise ValueError(f"{len(vocabulary)} item ids for {num_items} items")
-    return vocabulary
 
 
 class _NoDraws(TorchFunctionMode):
@@ -129,7 +116,9 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check_vocabulary(vocabulary: Vocabulary) -> None:
+def _check_vocabulary(vocabulary: Vocabulary, num_items: int) -> None:
+    if len(vocabulary) != num_items:
+        raise ValueError(f"{len(vocabulary)} item ids for {num_items} items")
     if vocabulary.ids.null_count:
         raise ValueError("an item without an id")
     if len(vocabulary.ids.unique()) < len(vocabulary):

@@ -4,25 +4,22 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytorch_lightning as pl
+import torch
+
+from ..kernels import compiler
 from . import memory
-
-if TYPE_CHECKING:
-    import pytorch_lightning as pl
-    import torch
 
 CPU_INFO, NVIDIA_DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
 
 
 def trains_on_cuda(accelerator: str) -> bool:
     """Whether `training.accelerator` means a GPU of NVIDIA here, known before there is a trainer."""
-    import torch
-
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def describe(trainer: "pl.Trainer") -> dict[str, str]:
+def describe(trainer: pl.Trainer) -> dict[str, str]:
     """The device and the precision of a trainer, for people and for metrics.json.
 
     Returns:
@@ -34,26 +31,20 @@ def describe(trainer: "pl.Trainer") -> dict[str, str]:
     return {"device": name(device, trainer.world_size, str(trainer.precision)), "precision": str(trainer.precision)}
 
 
-def lines(trainer: "pl.Trainer", accelerator: str) -> list[str]:
-    """What `describe` finds, as a line of the scripts' output, and a note if a device here is left unused.
-
-    Args:
-        accelerator: `training.accelerator`.
-    """
+def lines(trainer: pl.Trainer, accelerator: str) -> list[str]:
+    """What `describe` finds, as a line of the scripts' output, and a note if a device here is left unused."""
     described = describe(trainer)
     said = [f"device      {described['device']}, {described['precision']}"]
     note = unused(trainer.strategy.root_device.type, accelerator)
     return said if note is None else [*said, f"note: {note}"]
 
 
-def name(device: "torch.device", processes: int = 1, precision: str = "32-true") -> str:
+def name(device: torch.device, processes: int = 1, precision: str = "32-true") -> str:
     """A device in words: its model and memory, and on a CPU threads and kernels.
 
     Args:
         processes: how many work together, each with a device like this one, or with a share of the CPUs.
     """
-    import torch
-
     several = f"{processes} x " if processes > 1 else ""
     gigabytes = f"{memory.of(device) / 2**30:,.0f} GiB" + (" each" if processes > 1 and device.type != "cpu" else "")
     if device.type == "cuda":
@@ -68,10 +59,6 @@ def name(device: "torch.device", processes: int = 1, precision: str = "32-true")
 
 
 def _kernels(precision: str) -> str:
-    import torch
-
-    from ..kernels import compiler
-
     dtype = {"32-true": torch.float32, "64-true": torch.float64}.get(precision)
     has_kernels = dtype is not None and compiler.library(dtype) is not None
     return "compiled kernels" if has_kernels else "plain PyTorch"
@@ -79,10 +66,7 @@ def _kernels(precision: str) -> str:
 
 def processor() -> str:
     """The model of this machine's CPU, or its architecture where the system does not say."""
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
     models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
     told = models[0] if models else platform.processor() or platform.machine()
     return " ".join(told.replace("(R)", "").replace("(TM)", "").replace("Processor", "").split())
@@ -95,8 +79,6 @@ def unused(used: str, accelerator: str) -> str | None:
         used: type of the device that is used, such as "cpu".
         accelerator: `training.accelerator`. Who asks for a CPU only hears of a GPU that is there for sure.
     """
-    import torch
-
     if used != "cpu":
         return None
     if torch.cuda.is_available():
@@ -106,15 +88,14 @@ def unused(used: str, accelerator: str) -> str | None:
         return "the Apple GPU (MPS) is not used: training.accelerator=auto uses it"
     if accelerator == "cpu":
         return None
-    has_gpu = NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None
-    if torch.version.cuda is not None and not os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip("-1, "):
-        return "no GPU is used, since CUDA_VISIBLE_DEVICES hides them all: unset it"
     if torch.version.cuda is not None:
+        if not os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip("-1, "):
+            return "no GPU is used, since CUDA_VISIBLE_DEVICES hides them all: unset it"
         return (
             f"no GPU is used: PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}, but finds no GPU"
             " or no driver new enough for it: see nvidia-smi, or ignore this on a machine without a GPU"
         )
-    if has_gpu:
+    if NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None:
         return (
             f"an NVIDIA GPU is not used: PyTorch {torch.__version__} is a build for CPUs; install one for CUDA, see"
             " pytorch.org/get-started"

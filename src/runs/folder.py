@@ -6,10 +6,8 @@ import os
 import shlex
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,56 +23,31 @@ SECONDS_AFTER_DEATH = 15.0
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths below `output_dir`."""
+    """Paths below `output_dir`.
 
-    root: Path
+    Args:
+        root: the folder itself.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoints = root / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"  # of the last epoch
+        self.best = self.checkpoints / "best.ckpt"  # by `training.monitor_metric`; there is none without validation
+        self.logs = root / "logs"
+        self.metrics = root / "metrics.json"
+        self.report = root / "report.html"  # what `metrics` says, for people, with plots
+        self.evaluation = root / "evaluation.json"  # figures of `inference.evaluate=true`
+        self.predictions = root / "predictions.csv"
+        self.sweep = root / "sweep"  # with one output folder a run in it
+        self.cache = root / "cache"  # prepared data of the last tables, which can be made again
+        self._lock = root / ".lock"
+        self._holder = root / ".running.json"  # which process is in the folder; what counts is the lock
 
     @classmethod
     def at(cls, output_dir: str) -> "RunFolder":
         return cls(Path(output_dir).expanduser())
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """Checkpoint of the last epoch."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint with the best `training.monitor_metric`; there is none without validation."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        """What `metrics` says, for people, with plots."""
-        return self.root / "report.html"
-
-    @property
-    def evaluation(self) -> Path:
-        """Figures of `inference.evaluate=true`."""
-        return self.root / "evaluation.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions.csv"
-
-    @property
-    def sweep(self) -> Path:
-        """Folder of a sweep, with one output folder a run in it."""
-        return self.root / "sweep"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,9 +64,7 @@ class RunFolder:
             yield
             return
         is_new = not self.root.exists()
-        # A lock that is a mere file, newer versions' way out, would outlive a killed run.
-        options: dict[str, Any] = {"fallback_to_soft": False} if hasattr(FileLock, "fallback_to_soft") else {}
-        lock = FileLock(self.root / ".lock", **options)
+        lock = FileLock(self._lock, fallback_to_soft=False)  # a mere file would outlive a killed run
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._acquire(lock)
@@ -109,22 +80,16 @@ class RunFolder:
             if lock.is_locked:
                 with suppress(OSError):
                     self._holder.unlink(missing_ok=True)
-                    if is_new and [entry.name for entry in self.root.iterdir()] == [".lock"]:  # nothing came of it
-                        (self.root / ".lock").unlink()
+                    if is_new and list(self.root.iterdir()) == [self._lock]:  # nothing came of it
+                        self._lock.unlink()
                         self.root.rmdir()
                 lock.release()
 
     def _acquire(self, lock: FileLock) -> None:
-        deadline = time.monotonic() + SECONDS_AFTER_DEATH
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout as error:
-                holder = self._read_holder()
-                if _is_alive(holder) or time.monotonic() > deadline:
-                    raise UserError(self._in_use(holder)) from error
-                time.sleep(0.1)
+        try:
+            lock.acquire(SECONDS_AFTER_DEATH, poll_interval=0.1, cancel_check=lambda: _is_alive(self._read_holder()))
+        except Timeout as error:
+            raise UserError(self._in_use(self._read_holder())) from error
         holder = {
             "process": os.getpid(),
             "host": socket.gethostname(),
@@ -133,11 +98,6 @@ class RunFolder:
         }
         with suppress(OSError):  # for the message alone
             self._holder.write_text(json.dumps(holder) + "\n")
-
-    @property
-    def _holder(self) -> Path:
-        """Which process is in the folder; what counts is the lock."""
-        return self.root / ".running.json"
 
     def _read_holder(self) -> dict[str, Any]:
         try:
@@ -159,12 +119,7 @@ class RunFolder:
 
     def archive_sweep(self) -> Path | None:
         """As `archive`, for an earlier sweep."""
-        return self._move_to_previous([self.sweep]) if self.sweep.exists() else None
-
-    @property
-    def cache(self) -> Path:
-        """Prepared data of the last tables, which can be made again."""
-        return self.root / "cache"
+        return self._move_to_previous(self.sweep)
 
     def archive(self, results_only: bool = False) -> Path | None:
         """Move what an earlier run left to `previous/TIME/`, so that nothing of it is lost or mixed with the new run.
@@ -177,24 +132,18 @@ class RunFolder:
             Where it went, or None if there was nothing.
         """
         kept = () if results_only else (self.checkpoints, self.logs)
-        results = (
-            self.metrics,
-            self.report,
-            self.evaluation,
-            self.evaluation.with_suffix(".html"),
-            self.predictions,
-        )
-        files = [path for path in (*kept, *results) if path.exists()]
-        return self._move_to_previous(files) if files else None
+        evaluation = self.evaluation, self.evaluation.with_suffix(".html")
+        return self._move_to_previous(*kept, self.metrics, self.report, *evaluation, self.predictions)
 
-    def _move_to_previous(self, files: list[Path]) -> Path:
+    def _move_to_previous(self, *paths: Path) -> Path | None:
+        files = [path for path in paths if path.exists()]
+        if not files:
+            return None
         stamp = datetime.fromtimestamp(max(path.stat().st_mtime for path in files)).strftime("%Y-%m-%d_%H-%M-%S")
-        previous = self.root / "previous"
-        place = previous / stamp
-        copies = 1
+        place, copies = self.root / "previous" / stamp, 1
         while place.exists():
             copies += 1
-            place = previous / f"{stamp}_{copies}"
+            place = place.with_name(f"{stamp}_{copies}")
         place.mkdir(parents=True)
         for path in files:
             os.replace(path, place / path.name)
@@ -208,8 +157,6 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         return True
     try:
         os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
+    except OSError as error:  # another one: the process is somebody else's
+        return not isinstance(error, ProcessLookupError)
     return True

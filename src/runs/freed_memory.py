@@ -14,15 +14,10 @@ class FreedMemory(pl.Callback):
         if trainer.global_step % memory.STEPS_BETWEEN == 0:
             memory.give_back()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._after_scoring(*args)
-
-    def _after_scoring(self, module: Any, outputs: Any, batch: Any, batch_idx: int, *args: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if batch_idx % memory.BATCHES_BETWEEN == memory.BATCHES_BETWEEN - 1:
             memory.give_back()
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end

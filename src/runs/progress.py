@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -79,39 +80,29 @@ class Progress(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        if self._is_due() or is_last:
-            self.drawn = time.perf_counter()
-            bar, done = self.train_progress_bar, args[-1] + 1
-            bar.n = done
-            if not bar.disable:
-                bar.set_postfix_str(self._figures(trainer, pl_module, bar), refresh=True)
-            self._say(f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}", trainer, pl_module)
+        if self._is_due(is_last):
+            self.train_progress_bar.n = done = args[-1] + 1
+            self._show_figures(trainer, pl_module)
+            step = f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}"
+            self._say(step, SECONDS_BETWEEN_LINES, lambda: self._named(trainer, pl_module))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        batch, batches = args[2], self.total_val_batches_current_dataloader
         if trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_batch_end(trainer, pl_module, *args)
-            self._say_batch("validating", args[2], self.total_val_batches_current_dataloader)
         elif self._is_due():
-            self.drawn = time.perf_counter()
-            self.train_progress_bar.set_description_str(
-                f"validating {args[2] + 1}/{self.total_val_batches_current_dataloader}"
-            )
-            self._say_batch("validating", args[2], self.total_val_batches_current_dataloader)
+            self.train_progress_bar.set_description_str(f"validating {batch + 1}/{batches}")
+        self._say_batch("validating", batch, batches)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.reset_dataloader_idx_tracker()
+        self.val_progress_bar.close()
         if trainer.state.fn == TrainerFn.FITTING:
-            bar = self.train_progress_bar
-            bar.set_description_str(_epoch(trainer), refresh=False)
-            if not bar.disable:
-                bar.set_postfix_str(self._figures(trainer, pl_module, bar))
-        else:
-            self.val_progress_bar.close()
+            self.train_progress_bar.set_description_str(_epoch(trainer), refresh=False)
+            self._show_figures(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        bar = self.train_progress_bar
-        if not bar.disable:
-            bar.set_postfix_str(self._figures(trainer, pl_module, bar))
+        self._show_figures(trainer, pl_module)
         self.ended = _epoch(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,8 +122,17 @@ class Progress(TQDMProgressBar):
         for bar in self.bars:
             bar.close()
 
-    def _is_due(self) -> bool:
-        return time.perf_counter() - self.drawn >= SECONDS_BETWEEN_DRAWINGS
+    def _is_due(self, is_last: bool = False) -> bool:
+        """Whether to draw the bar now: the last time was long enough ago, or there is no other one."""
+        now = time.perf_counter()
+        if is_due := is_last or now - self.drawn >= SECONDS_BETWEEN_DRAWINGS:
+            self.drawn = now
+        return is_due
+
+    def _show_figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        bar = self.train_progress_bar
+        if not bar.disable:
+            bar.set_postfix_str(self._figures(trainer, pl_module, bar))
 
     def _figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule, bar: Tqdm) -> str:
         """The figures for which there is room beside the bar."""
@@ -156,24 +156,20 @@ class Progress(TQDMProgressBar):
 
     # In a file -------------------------------------------------------------------------------------------------------
 
-    def _say(
-        self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule, every: float = SECONDS_BETWEEN_LINES
-    ) -> None:
+    def _say(self, what: str, every: float, figures: Callable[[], list[tuple[str, str]]] = list) -> None:
+        """Print a line if the last one was long enough ago; only then are there figures, which wait for a GPU."""
         if self.is_plain and self.is_enabled and time.perf_counter() - self.said >= every:
             self.said = time.perf_counter()
-            figures = (f"{name} {value}" for name, value in self._named(trainer, pl_module))
-            print(", ".join([what, *figures]), flush=True)
+            print(", ".join([what, *(f"{name} {value}" for name, value in figures())]), flush=True)
 
     def _say_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, every: float) -> None:
         """The epoch that has ended; its loss is logged after `on_train_epoch_end`."""
         if self.ended:
-            self._say(self.ended, trainer, pl_module, every)
+            self._say(self.ended, every, lambda: self._named(trainer, pl_module))
         self.ended = ""
 
     def _say_batch(self, what: str, batch: int, batches: int | float) -> None:
-        if self.is_plain and self.is_enabled and time.perf_counter() - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = time.perf_counter()
-            print(f"{what} {batch + 1:,} of {batches:,} batches", flush=True)
+        self._say(f"{what} {batch + 1:,} of {batches:,} batches", SECONDS_BETWEEN_LINES)
 
 
 def _epoch(trainer: pl.Trainer) -> str:

@@ -1,4 +1,4 @@
-"""The beginnings of commands that messages propose: how a script is called here, and how an extra is installed."""
+"""What messages say of the program itself: how a script is called here, how an extra is installed, its version."""
 
 import os
 import re
@@ -9,6 +9,14 @@ from importlib import metadata
 from pathlib import Path
 
 DISTRIBUTION = "bert4rec-lightning"
+
+
+def version_of(distribution: str) -> str:
+    """The version of an installed package, or "unknown"."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def start(name: str) -> str:

@@ -2,10 +2,9 @@
 
 import subprocess
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
-from .proposals import DISTRIBUTION
+from .proposals import DISTRIBUTION, version_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,10 +19,7 @@ def describe(command: str) -> dict[str, str]:
         started, command, version and, in a git checkout of this project, commit: `1a2b3c4`, or `1a2b3c4 with changes`.
     """
     found = {"started": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip(), "command": command}
-    try:
-        found["version"] = metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        found["version"] = "unknown"
+    found["version"] = version_of(DISTRIBUTION)
     if commit := _commit():
         found["commit"] = commit
     return found

@@ -1,5 +1,6 @@
 """Stopping a run of a search that falls behind the others."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,20 +10,14 @@ if TYPE_CHECKING:
     import optuna
 
 
+@dataclass(eq=False)
 class Pruning(pl.Callback):
-    """Reports each validation to Optuna and ends training when its pruner says so.
+    """Reports each validation to Optuna and ends training when its pruner says so."""
 
-    Args:
-        trial: what this run is in the study.
-        monitor: the metric to report, the larger the better.
-        folder: of the run; an empty file `stopped_early` is left there.
-    """
-
-    def __init__(self, trial: "optuna.Trial", monitor: str, folder: Path) -> None:
-        self.trial = trial
-        self.monitor = monitor
-        self.folder = folder
-        self.validations = 0
+    trial: "optuna.Trial"  # what this run is in the study
+    monitor: str  # the metric to report, the larger the better
+    folder: Path  # of the run; an empty file `stopped_early` is left there
+    validations: int = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:

@@ -23,22 +23,10 @@ class SearchSweeper(Sweeper):
     """Optuna's tree-structured Parzen estimator chooses the values; a run that falls behind the median is stopped.
 
     The study is a file in the sweep's folder, so that runs in other processes can report to it.
-
-    Args:
-        n_trials: runs in all.
-        n_jobs: runs at once, with a launcher that can do that.
-        prune: whether runs may be stopped early.
-        seed: what the choices follow from.
-        params: key -> the values to search: `choice(...)`, `interval(low, high)`, `tag(log, interval(...))`,
-            `range(...)`. The command line wins over it.
     """
 
-    def __init__(self, n_trials: int, n_jobs: int, prune: bool, seed: int, params: DictConfig) -> None:
-        self.n_trials = n_trials
-        self.n_jobs = n_jobs
-        self.prune = prune
-        self.seed = seed
-        self.params = params
+    def __init__(self, **settings: Any) -> None:
+        self.settings = sweep.SearchConf(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder = Path(config.hydra.sweep.dir)
@@ -54,20 +42,19 @@ class SearchSweeper(Sweeper):
         Raises:
             UserError: if Optuna is not installed, there is nothing to search, or a number of runs is below 1.
         """
-        if self.n_trials < 1 or self.n_jobs < 1:
-            raise UserError(
-                f"hydra.sweeper.n_trials={self.n_trials}, n_jobs={self.n_jobs}: give whole numbers of at least 1"
-            )
-        given = [f"{key!s}={value}" for key, value in self.params.items()] + arguments
+        n_trials, n_jobs = self.settings.n_trials, self.settings.n_jobs
+        if n_trials < 1 or n_jobs < 1:
+            raise UserError(f"hydra.sweeper.n_trials={n_trials}, n_jobs={n_jobs}: give whole numbers of at least 1")
+        given = [f"{key!s}={value}" for key, value in self.settings.params.items()] + arguments
         overrides = {str(o.key_or_group): o for o in OverridesParser.create().parse_overrides(given)}
         fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
         space = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         if not space:
             raise UserError("there is nothing to search: give a key several values, such as training.lr=0.001,0.003")
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = sweep.open_study(self.folder, self.seed)
-        for start in range(0, self.n_trials, self.n_jobs):
-            trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - start))]
+        study = sweep.open_study(self.folder, self.settings.seed)
+        for start in range(0, n_trials, n_jobs):
+            trials = [study.ask(space) for _ in range(min(n_jobs, n_trials - start))]
             words = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
             returns = self.launch(words, initial_job_idx=start)
             for trial, job in zip(trials, returns, strict=True):
@@ -77,12 +64,10 @@ class SearchSweeper(Sweeper):
 def _tell(study: "optuna.Study", trial: "optuna.Trial", value: Any, folder: Path) -> None:
     from optuna.trial import TrialState
 
+    state = TrialState.PRUNED if sweep.was_stopped_early(folder) else TrialState.COMPLETE
     if value is None:
-        study.tell(trial, state=TrialState.FAIL)
-    elif sweep.was_stopped_early(folder):
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, value)
+        state = TrialState.FAIL
+    study.tell(trial, value if state == TrialState.COMPLETE else None, state)
 
 
 def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":

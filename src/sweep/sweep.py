@@ -5,10 +5,8 @@ that fall behind. hydra-optuna-sweeper is not used for it: it needs an Optuna be
 works with current libraries, and cannot stop a run early.
 """
 
-import csv
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -51,10 +49,12 @@ class SearchConf:
     """Settings of `hydra.sweeper` under `sweep=search`."""
 
     _target_: str = "hydra_plugins.bert4rec_search.SearchSweeper"
-    n_trials: int = 30
-    n_jobs: int = 1
-    prune: bool = True
-    seed: int = 42
+    n_trials: int = 30  # runs in all
+    n_jobs: int = 1  # runs at once, with a launcher that can do that
+    prune: bool = True  # whether runs may be stopped early
+    seed: int = 42  # what the choices follow from
+    # Key -> the values to search: `choice(...)`, `interval(low, high)`, `tag(log, interval(...))`, `range(...)`. The
+    # command line wins over it.
     params: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,22 +74,20 @@ def register_search() -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """One run of a sweep.
-
-    Attributes:
-        overrides: its command line, as Hydra gave it.
-        value: the best value of `training.monitor_metric`; None if the run failed.
-        state: "done", "stopped" early because it fell behind the others, or "failed".
-        note: why it failed.
-    """
+    """One run of a sweep."""
 
     number: int
-    overrides: list[str]
-    value: float | None
-    state: str
+    overrides: list[str]  # its command line, as Hydra gave it
+    value: float | None  # the best value of `training.monitor_metric`; None if the run failed
+    state: str  # "done", "stopped" early because it fell behind the others, or "failed"
     seconds: float
-    monitor: str = ""
-    note: str = ""
+    monitor: str = ""  # `training.monitor_metric`
+    note: str = ""  # why it failed
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key -> value, as they were given."""
+        return {key: value for key, _, value in (word.partition("=") for word in self.overrides)}
 
 
 def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> float | None:
@@ -118,11 +116,11 @@ def run_one(task: Callable[[Config], float | None], composed: DictConfig) -> flo
         sys.exit(128 + error.signal)  # a launcher would begin the next run after any other exception
     except (UserError, OSError) as error:
         note = " ".join(str(error).split())
-        print(f"error: {note}", file=sys.stderr, flush=True)
     except (MemoryError, RuntimeError) as error:  # too large a model; the next one may be smaller
         if not memory.is_out(error):
             raise
         note = f"the memory does not suffice ({' '.join(str(error).split())[:200]})"
+    if note:
         print(f"error: {note}", file=sys.stderr, flush=True)
     record = Record(number, overrides, value, state, round(time.perf_counter() - started, 1), monitor, note)
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
@@ -238,54 +236,34 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     """A table of the runs, best first, and the command of the best one; writes sweep.csv and a page of plots too."""
     if not records:
         return "no run of the sweep has ended"
-    varied = varied_settings(records)
-    monitor = _monitor(records)
+    import pandas as pd
+
+    keys = dict.fromkeys(key for record in records for key in record.settings)
+    varied = [key for key in keys if len({record.settings.get(key) for record in records}) > 1]
+    monitor = next((record.monitor for record in records if record.monitor), "value")  # a failed one may have none
     ranked = sorted(records, key=lambda record: -math.inf if record.value is None else record.value, reverse=True)
-    heads = ["run", monitor, "state", "seconds", *(key.rpartition(".")[2] for key in varied)]
+    heads = ["run", monitor, "state", "seconds"]
     rows = [
-        [str(r.number), "" if r.value is None else f"{r.value:.4f}", r.state, f"{r.seconds:.0f}", *_values(r, varied)]
+        [str(r.number), "" if r.value is None else f"{r.value:.4f}", r.state, f"{r.seconds:.0f}"]
+        + [_short(r.settings.get(key, "")) for key in varied]
         for r in ranked
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
-    write_csv(folder / "sweep.csv", ["run", monitor, "state", "seconds", *varied], rows)
+    table = pd.DataFrame(rows, columns=[*heads, *varied])
+    write_whole(folder / "sweep.csv", table.to_csv(index=False).encode())
+    table.columns = [*heads, *(key.rpartition(".")[2] for key in varied)]
+    lines = ["", f"{len(records)} runs, best first", table.to_string(index=False), ""]
     best = ranked[0]
-    lines = ["", f"{len(records)} runs, best first", *lines, ""]
     if best.value is not None:
-        run = RunFolder(folder / str(best.number))
         lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]
-        lines += [f"checkpoint  {run.best}"]
+        lines += [f"checkpoint  {RunFolder(folder / str(best.number)).best}"]
     lines += [f"table       {folder / 'sweep.csv'}"]
-    return "\n".join([*lines, f"plots       {draw(records, varied, folder / 'sweep.html')}"])
+    return "\n".join([*lines, f"plots       {draw(records, varied, monitor, folder / 'sweep.html')}"])
 
 
 def shown_words(overrides: Sequence[str], without: Sequence[str] = ()) -> str:
     """Overrides as a person would type them in a shell, without these keys."""
     shown = (unquoted(word) for word in overrides if word.partition("=")[0] not in without)
     return " ".join(map(shlex.quote, shown))
-
-
-def varied_settings(records: Sequence[Record]) -> list[str]:
-    """The keys that do not have the same value in every run."""
-    seen: dict[str, set[str]] = {}
-    for record in records:
-        for key, value in _settings(record).items():
-            seen.setdefault(key, set()).add(value)
-    return [key for key, values in seen.items() if len(values) > 1]
-
-
-def _monitor(records: Sequence[Record]) -> str:
-    """What the runs are compared by; one with settings that cannot be does not know it."""
-    return next((record.monitor for record in records if record.monitor), "value")
-
-
-def _settings(record: Record) -> dict[str, str]:
-    return {key: value for key, _, value in (word.partition("=") for word in record.overrides)}
-
-
-def _values(record: Record, keys: Sequence[str]) -> list[str]:
-    settings = _settings(record)
-    return [_short(settings.get(key, "")) for key in keys]
 
 
 def _short(value: str) -> str:
@@ -295,14 +273,7 @@ def _short(value: str) -> str:
         return value
 
 
-def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([heads, *rows])
-    os.replace(part, path)
-
-
-def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
+def draw(records: Sequence[Record], varied: Sequence[str], monitor: str, path: Path) -> str:
     """A page with the figure of each run in turn and the best so far, then against each setting.
 
     Returns:
@@ -314,10 +285,10 @@ def draw(records: Sequence[Record], varied: Sequence[str], path: Path) -> str:
     if not shown:
         return "none: no run has a result"
     figures, states = [float(r.value or 0.0) for r in shown], [r.state for r in shown]
-    monitor, numbers = _monitor(records), [float(record.number) for record in shown]
+    numbers = [float(record.number) for record in shown]
     drawn = {"run": plots.points(numbers, figures, states, name="run", figure_name=monitor, has_best=True)}
     for name in varied:
-        values = [_settings(record).get(name, "") for record in shown]
+        values = [record.settings.get(name, "") for record in shown]
         drawn[name] = plots.points(_numbers(values) or values, figures, states, name=name, figure_name=monitor)
     write_whole(path, plots.page(f"{len(shown)} runs", drawn).encode())
     return str(path)

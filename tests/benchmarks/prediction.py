@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from src.prediction.predict import encode_histories, read_histories, write_predictions
+from src.prediction.inputs import encode_histories, read_histories
+from src.prediction.writer import write_predictions
 from src.runs import checkpoint
 from src.runs.folder import RunFolder
 from src.settings import CONFIGS, parse
@@ -39,7 +40,15 @@ def in_process(arguments: list[str]) -> Callable[[], float]:
 
     def measure() -> float:
         started = time.perf_counter()
-        write_predictions(config, model, vocabulary, interactions.user_ids, sequences, None, folder.predictions)
+        write_predictions(
+            config,
+            model=model,
+            vocabulary=vocabulary,
+            user_ids=interactions.user_ids,
+            sequences=sequences,
+            is_barred=None,
+            output_path=folder.predictions,
+        )
         return time.perf_counter() - started
 
     return measure

@@ -235,6 +235,11 @@ def process(rank: int, world_size: int) -> Any:
     return SimpleNamespace(global_rank=rank, is_global_zero=rank == 0, world_size=world_size, strategy=strategy)
 
 
+def write(writer: PredictionWriter, *prediction: np.ndarray) -> None:
+    nobody: Any = None
+    writer.write_on_batch_end(nobody, nobody, [torch.from_numpy(column) for column in prediction])
+
+
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
 def test_the_bytes_do_not_tell_how_many_processes_wrote_them(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -251,7 +256,7 @@ def test_the_bytes_do_not_tell_how_many_processes_wrote_them(
             writer.setup(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
             for rows in np.split(shares[rank], len(shares[rank]) // batch_size):
                 items = (rows[:, None] + np.arange(3)) % 10 + 1
-                writer._write(rows, items, items.astype(np.float32))
+                write(writer, rows, items, items.astype(np.float32))
             writer.teardown(process(rank, world_size), None, "predict")  # type: ignore[arg-type]
         contents.add(path.read_bytes())
         assert [file.name for file in path.parent.iterdir()] == [name]
@@ -270,7 +275,7 @@ def test_memory_does_not_grow_with_the_number_of_users(name: str, tmp_path: Path
         writer.setup(process(0, 1), None, "predict")  # type: ignore[arg-type]
         for batch in range(batches):
             items = np.arange(1, 2501).reshape(250, 10) % 1000 + 1
-            writer._write(np.arange(250), items, np.full((250, 10), batch, dtype=np.float32))
+            write(writer, np.arange(250), items, np.full((250, 10), batch, dtype=np.float32))
         held.append(pa.total_allocated_bytes() - before)
         writer.teardown(process(0, 1), None, "predict")  # type: ignore[arg-type]
         assert writer.rows == 2500 * batches

@@ -114,7 +114,7 @@ def test_a_lock_that_a_dead_run_left_to_its_helpers_is_waited_for(
         if len(slept) == 3:
             held.release()
 
-    monkeypatch.setattr("src.runs.folder.time.sleep", release)
+    monkeypatch.setattr("time.sleep", release)
     with RunFolder(tmp_path).locked():
         assert json.loads((tmp_path / ".running.json").read_text())["process"] == os.getpid()
     assert len(slept) == 3
