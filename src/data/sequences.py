@@ -192,7 +192,11 @@ def pad_left(tokens: Tokens, spans: Spans, append: int | None = None) -> Indices
 
 def flatten(tokens: Tokens, spans: Spans) -> tuple[Indices, Indices]:
     """Every token of every span, with the row it belongs to: rows [S] and tokens [S], both int64."""
-    lengths = spans.lengths
-    rows = np.repeat(np.arange(len(spans)), lengths)
-    places = np.arange(len(rows)) + np.repeat(spans.starts - (lengths.cumsum() - lengths), lengths)
+    rows, places = stretches(spans.starts, spans.lengths)
     return rows, tokens[places].astype(np.int64)
+
+
+def stretches(starts: Indices, lengths: Indices) -> tuple[Indices, Indices]:
+    """Stretches of so many places, one after the other: the stretch that each belongs to, and the places. [S], [S]."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 IDS = pa.dictionary(pa.int32(), pa.string())
 TEXT = pa.dictionary(pa.int32(), pa.binary())
-DROP_HINT = "or leave such rows out with data.on_bad_rows=drop"
 
 Times = NDArray[np.int64] | NDArray[np.float64] | NDArray[np.datetime64]
 

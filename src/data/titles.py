@@ -50,47 +50,44 @@ def read_titles(path: str | None) -> Titles:
     if path is None:
         return Titles()
     file = Path(path).expanduser()
+    name_one = "name a CSV with the columns item and title with data.items_file=FILE"
     if not file.is_file():
-        raise UserError(
-            f"there is no file {file}: name a CSV with the columns item and title with data.items_file=FILE"
-        )
+        raise UserError(f"there is no file {file}: {name_one}")
     if not file.stat().st_size:
-        raise UserError(f"{file} is empty: name a CSV with the columns item and title with data.items_file=FILE")
-    source, _ = as_utf8(sources.load(file), TableOptions())
+        raise UserError(f"{file} is empty: {name_one}")
+    source = sources.load(file)
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
-    delimiter, names = _header(source)
-    as_text = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names.values(), pa.string()), include_columns=list(names.values())
-    )
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    content, _ = as_utf8(source, "utf-8")
+    delimiter, names = _header(file, content)
     try:
         table = pyarrow.csv.read_csv(
-            pa.BufferReader(source.content), parse_options=parsing, convert_options=as_text
-        ).rename_columns(list(names))
+            pa.BufferReader(content),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), include_columns=names
+            ),
+        )
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as CSV: {one_line(error)}") from error
-    return Titles(dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)))
+    return Titles(dict(zip(*(column.to_pylist() for column in table.columns), strict=True)))
 
 
-def _header(source: sources.Source) -> tuple[str, dict[str, str]]:
+def _header(file: Path, content: pa.Buffer) -> tuple[str, list[str]]:
     """The delimiter, and the names of the columns item and title."""
-    lines = layout.first_lines(source)[:1] or [""]
+    line = next(iter(layout.first_lines(content)), "")
     best: tuple[str, dict[str, str]] = ",", {}
-    options = TableOptions()
     for delimiter in (letters for letters in layout.DELIMITERS if len(letters) == 1):
-        header = layout.split(lines[0], delimiter, options)
-        found = {"item": columns.find(header, "item", options), "title": _titles(header)}
+        header = layout.split(line, delimiter)
+        known = [columns.simplified(name) for name in header]
+        titles = [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]
+        found = {"item": columns.find(header, "item", TableOptions()), "title": titles}
         named = {role: names[0] for role, names in found.items() if names and header.count(names[0]) == 1}
         if len(named) > len(best[1]):
             best = delimiter, named
-    missing = [name for name in ("item", "title") if name not in best[1]]
+    delimiter, named = best
+    missing = [name for name in ("item", "title") if name not in named]
     if missing:
-        shown = ", ".join(layout.split(lines[0], best[0], options))
-        raise UserError(f"{source.path} needs the column {' and the column '.join(missing)} once: found {shown}")
-    return best[0], {role: best[1][role] for role in ("item", "title")}
-
-
-def _titles(header: list[str]) -> list[str]:
-    known = [columns.simplified(name) for name in header]
-    return [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]
+        shown = ", ".join(layout.split(line, delimiter))
+        raise UserError(f"{file} needs the column {' and the column '.join(missing)} once: found {shown}")
+    return delimiter, [named["item"], named["title"]]
