@@ -102,12 +102,9 @@ class AheadLoader(DataLoader[TrainBatch]):
         self.ahead = ahead
 
     def __iter__(self) -> Iterator[TrainBatch]:  # type: ignore[override]
-        return _some_at_a_time(super().__iter__(), self.ahead)
-
-
-def _some_at_a_time(batches: Iterator[TrainBatch], ahead: int) -> Iterator[TrainBatch]:
-    while some := list(itertools.islice(batches, ahead)):
-        yield from some
+        batches = super().__iter__()
+        in_a_row = iter(lambda: list(itertools.islice(batches, self.ahead)), [])
+        return itertools.chain.from_iterable(in_a_row)
 
 
 class OrderedBatches(Sampler[Indices]):
@@ -178,15 +175,8 @@ class TrainingSet(Dataset[TrainBatch]):
         generator = np.random.default_rng(plan.entropy)
         sequences = pad_left(self.tokens, self.spans[plan.rows])
         is_chosen, is_last_only = masking.choose_targets(sequences, generator, self.mask_prob, self.mask_last_share)
-        inputs = masking.replace_targets(
-            sequences,
-            is_chosen,
-            is_last_only,
-            self.num_items,
-            generator,
-            self.mask_token_share,
-            self.random_token_share,
-        )
+        shares = (self.mask_token_share, self.random_token_share)
+        inputs = masking.replace_targets(sequences, is_chosen, is_last_only, self.num_items, generator, *shares)
         targets = sequences[is_chosen].astype(np.int64)
         return TrainBatch(
             torch.from_numpy(inputs),
@@ -219,12 +209,8 @@ class HistorySet(Dataset[PredictBatch]):
         histories = self.histories[rows]
         inputs = pad_left(self.tokens, histories.last(self.max_len - 1), append=mask_token(self.num_items))
         seen_rows, seen_items = flatten(self.tokens, histories if self.exclude_seen else histories.last(0))
-        return (
-            torch.from_numpy(rows),
-            torch.from_numpy(inputs),
-            torch.from_numpy(seen_rows),
-            torch.from_numpy(seen_items),
-        )
+        users, tokens = torch.from_numpy(rows), torch.from_numpy(inputs)
+        return users, tokens, torch.from_numpy(seen_rows), torch.from_numpy(seen_items)
 
 
 @dataclass(frozen=True)

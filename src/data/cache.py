@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import zlib
@@ -116,8 +115,5 @@ def _read_ids(path: Path) -> pa.StringArray:
 
 
 def _checksum(path: Path) -> int:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return 0
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return zlib.crc32(content)
+    with pa.memory_map(str(path)) as file:
+        return zlib.crc32(file.read_buffer())

@@ -66,8 +66,6 @@ def load(path: Path) -> Source:
         UserError: if it cannot be read, is empty, is cut short, or is no table.
     """
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty: it must begin with the line user,item,time")
         with pa.OSFile(str(path)) as file:
             if file.read(len(PARQUET)) == PARQUET:
                 return Source(path, None)

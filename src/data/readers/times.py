@@ -21,26 +21,12 @@ YEAR = 365.25 * 86400
 EARLIEST = 20 * YEAR  # 1990: what a person's log begins after, and few ids that are numbers lie behind
 ISO_DATE = re.compile(r"(19|20)\d\d-(0\d|1[0-2])-([0-2]\d|3[01])([T ]\d\d:\d\d.*)?")
 # Dates as people and programs write them beside ISO; where several fit, the message names them all.
-FORMATS = (
-    "%m/%d/%Y %I:%M:%S %p",
-    "%m/%d/%Y %H:%M:%S",
-    "%d/%m/%Y %H:%M:%S",
-    "%m/%d/%Y %H:%M",
-    "%d/%m/%Y %H:%M",
-    "%m/%d/%Y",
-    "%d/%m/%Y",
-    "%d.%m.%Y %H:%M:%S",
-    "%d.%m.%Y %H:%M",
-    "%d.%m.%Y",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d %H:%M",
-    "%Y/%m/%d",
-    "%m %d, %Y",
-    "%b %d, %Y",
-    "%d %b %Y",
-    "%a %b %d %H:%M:%S %z %Y",
+FORMATS = [
+    *("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"),
+    *("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%Y/%m/%d %H:%M:%S"),
+    *("%Y/%m/%d %H:%M", "%Y/%m/%d", "%m %d, %Y", "%b %d, %Y", "%d %b %Y", "%a %b %d %H:%M:%S %z %Y"),
     "%d/%b/%Y:%H:%M:%S %z",
-)
+]
 NOTHING = ("", "na", "n/a", "nan", "null", "none")
 
 
