@@ -9,7 +9,6 @@ import pyarrow.csv
 from ..errors import UserError
 from . import id_forms
 from .readers import columns, layout, sources
-from .readers.encodings import as_utf8
 from .table import TableOptions, one_line
 
 # As `columns.simplified` has them; the first that is there is taken.
@@ -58,7 +57,7 @@ def read_titles(path: str | None) -> Titles:
     source = sources.load(file)
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
-    content, _ = as_utf8(source, "utf-8")
+    content, _ = sources.as_utf8(source, "utf-8")
     delimiter, names = _header(file, content)
     try:
         table = pyarrow.csv.read_csv(

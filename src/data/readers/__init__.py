@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from ..table import Part, TableOptions
 from .delimited import read_delimited
-from .encodings import as_utf8
 from .json_lines import is_json, read_json_lines
 from .parquet import read_parquet
 from .reading import Reading
-from .sources import Source
+from .sources import Source, as_utf8
 
 __all__ = ["read_part"]
 

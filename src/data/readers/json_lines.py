@@ -17,8 +17,8 @@ import pyarrow.json
 
 from ...errors import UserError
 from ..table import BadRow, Part
-from . import columns, lists
-from .parquet import from_batches
+from . import lists
+from .parquet import choose_places, from_batches
 from .reading import BLOCK, Reading, in_blocks
 
 SNIFFED = 2**20  # bytes that show the fields
@@ -40,13 +40,10 @@ def read_json_lines(reading: Reading) -> Part:
         raise UserError(f"{path} is JSON: take data.history_lines away; fields may hold lists of items")
     objects = _first_objects(path, content)
     found = lists.places(pa.schema(list(_types(objects).items())))
-    cells = {name: _cells(objects, place) for name, place in found.items()}
-    chosen = columns.choose(cells, reading, [name for name, place in found.items() if place.is_list])
-    roles = {role: found[name] for role, name in chosen.items()}
+    roles = choose_places(found, objects, list(found), reading)
     wanted = sorted(set(roles.values()), key=str)
     if len({place.column for place in wanted if place.field is not None}) > 1:
         raise UserError(f"{path} has item and time in different lists of objects: they must be in one")
-    columns.tell(chosen, list(found), reading)
     try:
         table = in_blocks(partial(_parse, content, _schema_of(wanted)), BLOCK, len(content))
     except (pa.ArrowException, UnicodeError):
@@ -108,18 +105,6 @@ def _schema_of(wanted: list[lists.Place]) -> pa.Schema:
         else:
             fields[place.column] = pa.list_(place.type) if place.is_list else place.type
     return pa.schema([*fields.items(), *((name, pa.list_(pa.struct(inner))) for name, inner in nested.items())])
-
-
-def _cells(objects: list[dict[str, Any]], place: lists.Place) -> list[str]:
-    """The first values of a field that holds numbers or texts; of any other none."""
-    if pa.types.is_nested(place.type) or pa.types.is_boolean(place.type):
-        return []
-    values = [each.get(place.column) for each in objects]
-    if place.is_list:
-        values = [element for value in values for element in value or []]
-    if place.field is not None:
-        values = [(element or {}).get(place.field) for element in values]
-    return ["" if value is None else str(value) for value in values[:LINES]]
 
 
 def _parse(content: pa.Buffer, schema: pa.Schema, block: int) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +32,28 @@ def read_parquet(reading: Reading) -> Part:
             names = file.schema_arrow.names
             columns.require_one_each(names, reading)
             head = next(file.iter_batches(ROWS_LOOKED_AT), None)
-        cells = {name: _cells(head, place) for name, place in found.items()}
-        chosen = columns.choose(cells, reading, [name for name, place in found.items() if place.is_list])
-        columns.tell(chosen, names, reading)
-        roles = {role: found[name] for role, name in chosen.items()}
+        roles = choose_places(found, head.to_pylist() if head else [], names, reading)
         wanted = list(dict.fromkeys(place.column for place in roles.values()))
         text = [roles[role].column for role in reading.ids if _is_text(roles[role].type) and not roles[role].is_list]
         with pyarrow.parquet.ParquetFile(file_or_path, read_dictionary=text) as file:
             return from_batches(file.iter_batches(ROWS_AT_A_TIME, columns=wanted), roles, reading)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet, it is damaged or cut short: {one_line(error)}") from error
+
+
+def choose_places(
+    found: dict[str, lists.Place], first_rows: list[dict[str, Any]], names: list[str], reading: Reading
+) -> dict[str, lists.Place]:
+    """Where the values of each role are, with notes on it.
+
+    Args:
+        found: all places there are, by name.
+        names: all columns there are.
+    """
+    cells = {name: _cells(first_rows, place) for name, place in found.items()}
+    chosen = columns.choose(cells, reading, [name for name, place in found.items() if place.is_list])
+    columns.tell(chosen, names, reading)
+    return {role: found[name] for role, name in chosen.items()}
 
 
 def from_batches(
@@ -86,17 +99,18 @@ def from_batches(
     return rows.finish(reading, table, bad, np.concatenate(row_numbers) if is_numbered else None)
 
 
-def _cells(batch: pa.RecordBatch | None, place: lists.Place) -> list[str]:
+def _cells(rows: list[dict[str, Any]], place: lists.Place) -> list[str]:
     """The first cells of a column that holds single numbers, texts or times; of any other none."""
     kind, is_ = place.type, pa.types
     is_plain = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_temporal(kind) or is_.is_dictionary(kind)
-    if batch is None or not (is_plain or _is_text(kind) or is_.is_string_view(kind)):
+    if not (is_plain or _is_text(kind) or is_.is_string_view(kind)):
         return []
-    column = batch[place.column]
+    values = [row.get(place.column) for row in rows]
     if place.is_list:
-        column = column.flatten()
-        column = column.field(place.field) if place.field is not None else column
-    return ["" if cell is None else str(cell) for cell in column[:ROWS_LOOKED_AT].to_pylist()]
+        values = [element for value in values for element in value or []]
+    if place.field is not None:
+        values = [(element or {}).get(place.field) for element in values]
+    return ["" if value is None else str(value) for value in values[:ROWS_LOOKED_AT]]
 
 
 def _is_text(kind: pa.DataType) -> bool:
