@@ -37,49 +37,33 @@ from .vocabulary import Vocabulary
 class BERT4RecDataModule(pl.LightningDataModule):
     """Reads the table, splits it by leave-one-out, and serves masked training and ranked evaluation batches.
 
-    Args:
-        data_dir, data_file: where the table is, a file, a folder or a pattern; `~` is expanded.
-        table_options: how it is to be read; None leaves all to be recognised.
-        min_interactions, min_item_interactions: users and items with fewer are left out.
-        download: name of a public data set to be fetched into `data_dir`, which then is the table.
-        download_url: another address of it.
-        cache_dir: where the prepared data is kept between runs; None keeps nothing.
-        max_len: longest input of the model.
-        mask_prob, mask_token_share, random_token_share, mask_last_share: see `src.data.masking`.
-        holdout: 2 holds out the last item for testing and the one before for validation, 1 the last item for
-            validation, 0 nothing.
-        window_stride: None trains on the last `max_len` items of each history; a number, on windows of `max_len`
-            items that many apart.
-        filter_seen: whether evaluation takes the items of the history out of the candidates.
-        seed: what shuffling and masks follow from, together with the epoch.
-
     Raises:
         UserError: from `setup`, if the table cannot be used or no user is long enough.
     """
 
     data_dir: str = "~/data/train/"
-    data_file: str = "train_ratings.csv"
+    data_file: str = "train_ratings.csv"  # or a folder or a pattern in `data_dir`
     batch_size: int = 128
-    table_options: TableOptions | None = None
-    min_interactions: int = 3
-    min_item_interactions: int = 1
+    table_options: TableOptions | None = None  # None leaves all to be recognised
+    min_interactions: int = 3  # users with fewer are left out
+    min_item_interactions: int = 1  # items likewise
     num_workers: int = 4
-    max_len: int = 50
-    mask_prob: float = 0.15
+    max_len: int = 50  # longest input of the model
+    mask_prob: float = 0.15  # of this and the next three, see `src.data.masking`
     mask_token_share: float = 0.8
     random_token_share: float = 0.1
     mask_last_share: float = 0.0
-    holdout: int = 2
-    window_stride: int | None = None
-    filter_seen: bool = True
+    holdout: int = 2  # 2: the last item is for testing, the one before for validation; 1: validation alone; 0: nothing
+    window_stride: int | None = None  # None trains on the last `max_len` items of each history; else see `windows`
+    filter_seen: bool = True  # whether evaluation takes the items of the history out of the candidates
     eval_batch_size: int = 256
-    num_negatives: int = 0
+    num_negatives: int = 0  # of this and the next, see `NegativeSampler`
     negative_power: float = 0.0
     generate_sample: bool = False
-    download: str | None = None
-    download_url: str | None = None
-    cache_dir: str | Path | None = None
-    seed: int = 42
+    download: str | None = None  # name of a public data set to be fetched into `data_dir`, which then is the table
+    download_url: str | None = None  # another address of it
+    cache_dir: str | Path | None = None  # where the prepared data is kept between runs; None keeps nothing
+    seed: int = 42  # with the epoch, what shuffling and masks follow from
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -32,29 +32,18 @@ AUTHORS = "https://raw.githubusercontent.com/FeiSun/BERT4Rec/master/data"
 
 @dataclass(frozen=True)
 class Archive:
-    """Where a data set is published and what it looks like.
+    """Where a data set is published and what it looks like."""
 
-    Attributes:
-        url: of a zip archive or a plain text.
-        licence: address of the terms.
-        member: the table in the archive, None where the file is the table.
-        delimiter: of the table.
-        columns: names of its columns in their order.
-        has_header: whether a header line is to be skipped.
-        md5, size: of the file, where known.
-        users, items: distinct ones, where the file has no published sum.
-    """
-
-    url: str
-    licence: str
-    member: str | None
-    delimiter: str
-    columns: tuple[str, ...]
-    has_header: bool = False
-    md5: str | None = None
-    size: int | None = None
-    users: int | None = None
-    items: int | None = None
+    url: str  # of a zip archive or a plain text
+    licence: str  # address of the terms
+    member: str | None  # the table in the archive, None where the file is the table
+    delimiter: str  # of the table
+    columns: tuple[str, ...]  # their names in their order
+    has_header: bool = False  # whether a header line is to be skipped
+    md5: str | None = None  # of the file, where it is published
+    size: int | None = None  # of the file, where it has no published sum
+    users: int | None = None  # distinct ones, likewise
+    items: int | None = None  # distinct ones, likewise
 
 
 def _movielens(size: str, readme: str, table: str, delimiter: str, md5: str, has_header: bool = False) -> Archive:

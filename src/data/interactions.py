@@ -22,23 +22,14 @@ from .table import IDS, Part, TableOptions
 
 @dataclass(frozen=True)
 class Interactions:
-    """All rows of a table, sorted by user in order of first appearance, then by time, then by place in the file.
+    """All rows of a table, sorted by user in order of first appearance, then by time, then by place in the file."""
 
-    Attributes:
-        items: [R] int32, index into `item_ids`.
-        offsets: [U + 1] int64; the rows of user u are items[offsets[u] : offsets[u + 1]].
-        user_ids: [U] strings.
-        item_ids: [I] strings, in order of first appearance.
-        has_time: whether the table had a time column.
-        notes: what was recognised, left out or odd, one line each, for the person to read.
-    """
-
-    items: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    user_ids: pa.StringArray
-    item_ids: pa.StringArray
-    has_time: bool
-    notes: tuple[str, ...] = ()
+    items: NDArray[np.int32]  # [R], index into `item_ids`
+    offsets: NDArray[np.int64]  # [U + 1]; the rows of user u are items[offsets[u] : offsets[u + 1]]
+    user_ids: pa.StringArray  # [U] strings
+    item_ids: pa.StringArray  # [I] strings, in order of first appearance
+    has_time: bool  # whether the table had a time column
+    notes: tuple[str, ...] = ()  # what was recognised, left out or odd, for the person to read
 
     @property
     def lengths(self) -> NDArray[np.int64]:

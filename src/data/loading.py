@@ -15,21 +15,13 @@ from .table import TableOptions
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Histories to train on.
+    """Histories to train on."""
 
-    Attributes:
-        sequences: of the users and items that are left.
-        item_ids: [N] strings, `item_ids[t - 1]` of token t.
-        user_ids: [E] strings, of the users that are left.
-        counts: interactions, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`.
-        notes: what reading the table had to say.
-    """
-
-    sequences: Sequences
-    item_ids: pa.StringArray
-    user_ids: pa.StringArray
-    counts: dict[str, int]
-    notes: tuple[str, ...]
+    sequences: Sequences  # of the users and items that are left
+    item_ids: pa.StringArray  # [N] strings, `item_ids[t - 1]` of token t
+    user_ids: pa.StringArray  # [E] strings, of the users that are left
+    counts: dict[str, int]  # rows, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`
+    notes: tuple[str, ...]  # what reading the table had to say
 
 
 def load_interactions(path: Path, options: TableOptions, cache: Path | None) -> Interactions:

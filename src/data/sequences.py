@@ -24,15 +24,10 @@ Tokens = NDArray[Any]  # int32 or int64; what becomes a batch is int64
 
 @dataclass(frozen=True)
 class Spans:
-    """Stretches of a flat token array.
+    """Stretches of a flat token array."""
 
-    Attributes:
-        starts: [W] int64, first place of each.
-        stops: [W] int64, one past the last place.
-    """
-
-    starts: Indices
-    stops: Indices
+    starts: Indices  # [W], first place of each
+    stops: Indices  # [W], one past the last place
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,15 +47,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Histories of users as tokens.
+    """Histories of users as tokens."""
 
-    Attributes:
-        tokens: [R] int32 or int64, items 1..N, each user's in order of time.
-        offsets: [U + 1] int64; the history of user u is tokens[offsets[u] : offsets[u + 1]].
-    """
-
-    tokens: Tokens
-    offsets: Indices
+    tokens: Tokens  # [R], items 1..N, each user's in order of time
+    offsets: Indices  # [U + 1]; the history of user u is tokens[offsets[u] : offsets[u + 1]]
 
     @property
     def histories(self) -> Spans:

@@ -15,15 +15,10 @@ from . import id_forms
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Items the model knows, and how often each was seen in training.
+    """Items the model knows, and how often each was seen in training."""
 
-    Attributes:
-        ids: [N] strings exactly as they stood in the table; `ids[i]` is token i + 1.
-        counts: [N] int64, training interactions of each item.
-    """
-
-    ids: pa.StringArray
-    counts: NDArray[np.int64]
+    ids: pa.StringArray  # [N] strings exactly as they stood in the table; `ids[i]` is token i + 1
+    counts: NDArray[np.int64]  # [N], training interactions of each item
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -17,17 +17,11 @@ LINES = 100  # of them, at most
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a text has what.
+    """Where a text has what."""
 
-    Attributes:
-        columns: role -> name in the header, or f0, f1, ... without one.
-        delimiter: one letter or several.
-        has_header: whether the first line names the columns.
-    """
-
-    columns: dict[str, str]
-    delimiter: str
-    has_header: bool
+    columns: dict[str, str]  # role -> name in the header, or f0, f1, ... without one
+    delimiter: str  # one letter or several
+    has_header: bool  # whether the first line names the columns
 
 
 def find_layout(reading: Reading) -> Layout:

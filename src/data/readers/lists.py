@@ -17,19 +17,12 @@ from .reading import Reading
 
 
 class Place(NamedTuple):
-    """Where a column's values are.
+    """Where a column's values are."""
 
-    Attributes:
-        column: of the table.
-        field: of the structs in the lists of that column; None if the values are its own.
-        type: of a value, of an element in a list.
-        is_list: whether a row has several.
-    """
-
-    column: str
-    field: str | None
-    type: pa.DataType
-    is_list: bool
+    column: str  # of the table
+    field: str | None  # of the structs in the lists of that column; None if the values are its own
+    type: pa.DataType  # of a value, of an element in a list
+    is_list: bool  # whether a row has several
 
     @property
     def name(self) -> str:
@@ -54,19 +47,12 @@ def places(schema: pa.Schema) -> dict[str, Place]:
 
 
 class Rows(NamedTuple):
-    """One interaction a row.
+    """One interaction a row."""
 
-    Attributes:
-        columns: role -> [R] values.
-        numbers: [R] int64, the row of the file that each comes from, the first being 1.
-        bad: rows whose lists do not fit together.
-        empty: how many rows had an empty list.
-    """
-
-    columns: dict[str, pa.Array]
-    numbers: NDArray[np.int64]
-    bad: list[BadRow]
-    empty: int
+    columns: dict[str, pa.Array]  # role -> [R] values
+    numbers: NDArray[np.int64]  # [R], the row of the file that each comes from, the first being 1
+    bad: list[BadRow]  # rows whose lists do not fit together
+    empty: int  # how many rows had an empty list
 
 
 def explode(batch: pa.RecordBatch, chosen: Mapping[str, Place], numbers: NDArray[np.int64], path: Path) -> Rows:

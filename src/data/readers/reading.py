@@ -14,20 +14,13 @@ LARGEST_BLOCK = 2**31 - 1
 
 @dataclass(frozen=True)
 class Reading:
-    """One file that is being read.
+    """One file that is being read."""
 
-    Attributes:
-        path: the file, for messages.
-        content: all its bytes, a text in UTF-8; None for a Parquet file on the disk, which is read piece by piece.
-        ids: the columns of ids that must be there; times and ratings are read only along with both.
-        notes: what was found and done so far, for the person to read, one line each.
-    """
-
-    path: Path
-    content: pa.Buffer
+    path: Path  # the file, for messages
+    content: pa.Buffer  # all its bytes, a text in UTF-8; None for a Parquet file that is read piece by piece
     options: TableOptions
-    ids: Sequence[str]
-    notes: list[str] = field(default_factory=list)
+    ids: Sequence[str]  # the columns of ids that must be there; times and ratings come only along with both
+    notes: list[str] = field(default_factory=list)  # what was found and done so far
 
     @property
     def roles(self) -> list[str]:

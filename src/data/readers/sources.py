@@ -21,15 +21,10 @@ CODECS = {GZIP: "gzip", ZSTD: "zstd", BZIP2: "bz2"}
 
 @dataclass(frozen=True)
 class Source:
-    """One table, unpacked.
+    """One table, unpacked."""
 
-    Attributes:
-        path: the file, for messages.
-        content: all its bytes; None for a Parquet file that is not packed, which is read piece by piece.
-    """
-
-    path: Path
-    content: pa.Buffer | None
+    path: Path  # the file, for messages
+    content: pa.Buffer | None  # all its bytes; None for a Parquet file that is not packed, which is read piece by piece
 
     @property
     def is_parquet(self) -> bool:
