@@ -66,10 +66,7 @@ ARCHIVES = {
 
 
 def fetch(name: str, folder: Path, url: str | None = None) -> Path:
-    """The data set as `folder/NAME.csv`, downloaded unless it is there. Of several processes one downloads.
-
-    Args:
-        url: another address of the same file.
+    """The data set as `folder/NAME.csv`, downloaded, from another address if given, unless it is there.
 
     Raises:
         UserError: if the server cannot be reached, breaks off again and again, or serves another file.
@@ -80,7 +77,7 @@ def fetch(name: str, folder: Path, url: str | None = None) -> Path:
         return table
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
+        with FileLock(folder / f".{name}.lock"):  # of several processes one downloads
             if not table.exists():
                 print(f"{name}: published under the terms at {archive.licence}", flush=True)
                 file = folder / (archive.url.rsplit("/", 1)[1])

@@ -87,11 +87,7 @@ def n_core(interactions: "Interactions", min_interactions: int, min_item_interac
 def build(
     interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1
 ) -> tuple[Sequences, pa.StringArray, pa.StringArray]:
-    """Histories of the n-core, as tokens in a vocabulary of its items alone.
-
-    Returns:
-        The sequences, the id of the item behind each token, `item_ids[t - 1]` of token t, and the ids of the users.
-    """
+    """Histories of the n-core as tokens, the ids of its items, `item_ids[t - 1]` of token t, and those of its users."""
     kept = n_core(interactions, min_interactions, min_item_interactions)
     is_used = np.zeros(len(kept.item_ids), dtype=bool)
     is_used[kept.items] = True
@@ -115,11 +111,7 @@ def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequen
 
 
 def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tuple[Interactions, NDArray[np.bool_]]":
-    """The interactions of these users alone, in this order; a user of whom there are none has an empty history.
-
-    Returns:
-        The interactions of U users, and [U] bool, whether the table has the user.
-    """
+    """The interactions of these users alone, in this order, some have none; and [U] whether the table has the user."""
     places = id_forms.index_in(user_ids, interactions.user_ids)
     is_there = places >= 0
     starts = np.where(is_there, interactions.offsets[places], 0)
@@ -167,14 +159,7 @@ def windows(spans: Spans, max_len: int, stride: int) -> Spans:
 
 
 def pad_left(tokens: Tokens, spans: Spans, append: int | None = None) -> Indices:
-    """Spans side by side, padded on the left to the longest.
-
-    Args:
-        append: a token to put after each span.
-
-    Returns:
-        [B, L] int64, L the longest span (plus one with `append`).
-    """
+    """Spans side by side, padded on the left to the longest, and `append` after each: [B, L] int64."""
     places = spans.stops[:, None] + np.arange(-int(spans.lengths.max(initial=0)), 0)  # [B, L]
     padded = np.where(places >= spans.starts[:, None], tokens.take(places, mode="clip"), PAD).astype(np.int64)
     return padded if append is None else np.column_stack([padded, np.full(len(spans), append)])

@@ -17,11 +17,7 @@ TITLE_NAMES += ["prodname", "booktitle"]
 
 
 class Titles:
-    """Titles by item id; an item without one is called by its id.
-
-    Args:
-        titles: id -> title.
-    """
+    """Titles by item id; an item without one is called by its id."""
 
     def __init__(self, titles: dict[str, str] | None = None) -> None:
         self.titles = titles or {}

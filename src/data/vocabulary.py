@@ -24,11 +24,7 @@ class Vocabulary:
         return len(self.ids)
 
     def encode(self, ids: pa.StringArray) -> NDArray[np.int64]:
-        """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64.
-
-        37 finds 37.0 and the other way round if the id itself is unknown: tables write one number in both ways, and
-        older checkpoints have the second.
-        """
+        """Token of each id, as it is or else in its other form, 0 where both are unknown. [R] strings -> [R] int64."""
         return id_forms.index_in(ids, self.ids) + 1
 
     def decode(self, tokens: NDArray[np.int64]) -> pa.StringArray:

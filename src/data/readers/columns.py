@@ -45,11 +45,7 @@ def simplified(name: str) -> str:
 
 
 def find(names: Sequence[str], role: str, options: TableOptions, lists: Collection[str] = ()) -> list[str]:
-    """Names of the columns that may have this role, the best first: the one that was given, or the usual ones.
-
-    Args:
-        lists: which of the columns hold lists.
-    """
+    """Names of the columns that may have this role, the best first; some only if they hold lists."""
     given = getattr(options, role)
     if given is not None:
         return [given] if given in names else []
@@ -96,11 +92,7 @@ def choose(cells: Cells, reading: Reading, lists: Collection[str] = ()) -> dict[
 
 
 def require_one_each(names: Sequence[str], reading: Reading) -> None:
-    """Refuse a table in which a column that is needed stands twice.
-
-    Raises:
-        UserError: with its name.
-    """
+    """Refuse a table in which a column that is needed stands twice."""
     for role in reading.roles:
         for name in find(names, role, reading.options)[:1]:
             if names.count(name) > 1:
@@ -108,11 +100,7 @@ def require_one_each(names: Sequence[str], reading: Reading) -> None:
 
 
 def require_no_times(path: Path, others: Cells, what: str) -> None:
-    """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows.
-
-    Raises:
-        UserError: with the settings to choose from.
-    """
+    """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows."""
     found = [name for name, column in others.items() if times.look_like_times(column)]
     if found:
         ways = " or ".join(f"data.columns.time={shlex.quote(name)}" for name in found[:3])

@@ -52,11 +52,7 @@ def read_json_lines(reading: Reading) -> Part:
 
 
 def _first_objects(path: Path, content: pa.Buffer) -> list[dict[str, Any]]:
-    """What the first lines say, of those that can be read.
-
-    Raises:
-        UserError: if none is an object.
-    """
+    """What the first lines say, of those that can be read; refused if none is an object."""
     start = bytes(content[:SNIFFED])
     lines = start.split(b"\n")
     if len(start) < len(content):  # the last line is cut off, unless it is the first, of megabytes

@@ -58,10 +58,6 @@ class Rows(NamedTuple):
 def explode(batch: pa.RecordBatch, chosen: Mapping[str, Place], numbers: NDArray[np.int64], path: Path) -> Rows:
     """One row for each element of the lists; what a row has once is repeated.
 
-    Args:
-        chosen: role -> its place.
-        numbers: of the rows of this batch in the file.
-
     Raises:
         UserError: if items are single values where users or times are lists.
     """

@@ -44,12 +44,7 @@ def read_parquet(reading: Reading) -> Part:
 def choose_places(
     found: dict[str, lists.Place], first_rows: list[dict[str, Any]], names: list[str], reading: Reading
 ) -> dict[str, lists.Place]:
-    """Where the values of each role are, with notes on it.
-
-    Args:
-        found: all places there are, by name.
-        names: all columns there are.
-    """
+    """Of the places found, by name, those of each role; with notes on it. `names` are of all columns there are."""
     cells = {name: _cells(first_rows, place) for name, place in found.items()}
     chosen = columns.choose(cells, reading, [name for name, place in found.items() if place.is_list])
     columns.tell(chosen, names, reading)

@@ -108,11 +108,7 @@ def finish(
 def _sift(
     table: pa.Table, reading: Reading, row_numbers: NDArray[np.int64]
 ) -> tuple[pa.Table, Times | None, NDArray[np.float64] | None, list[BadRow], NDArray[np.bool_]]:
-    """Tell usable rows from bad ones in columns of text.
-
-    Returns:
-        The usable rows with their ids as strings, their times and ratings, the bad rows, and [R] which are usable.
-    """
+    """Of columns of text: ids, times and ratings of the usable rows, the bad rows, and [R] which rows are usable."""
     reasons: dict[int, tuple[str, str]] = {}  # place in the table -> what is wrong there, the first thing found
     ids: dict[str, pa.DictionaryArray] = {}
     values: dict[str, Any] = {}

@@ -135,11 +135,7 @@ def unit_of(times: Times) -> float:
 
 
 def notes(times: Times, path: Path, row_numbers: NDArray[np.int64] | None) -> list[str]:
-    """On times that are all the same, before 1970 or far in the future; they still have their place in the order.
-
-    Args:
-        row_numbers: [R], or None if they are 1, 2, 3, ...
-    """
+    """On times that are all the same, before 1970 or far in the future; they still have their place in the order."""
     if len(times) == 0:
         return []
     if len(times) > 1 and times.min() == times.max():
