@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 
 from ..errors import UserError
 from . import id_forms
 from .readers import columns, layout, sources
+from .readers.delimited import parse
 from .table import TableOptions, one_line
 
 # As `columns.simplified` has them; the first that is there is taken.
@@ -54,35 +54,28 @@ def read_titles(path: str | None) -> Titles:
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
     content, _ = sources.as_utf8(source, "utf-8")
-    delimiter, names = _header(file, content)
+    found = _layout(file, content)
     try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(content),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), include_columns=names
-            ),
-        )
+        table = parse(content, found, has_quotes=True, has_line_breaks=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as CSV: {one_line(error)}") from error
-    return Titles(dict(zip(*(column.to_pylist() for column in table.columns), strict=True)))
+    return Titles(dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)))
 
 
-def _header(file: Path, content: pa.Buffer) -> tuple[str, list[str]]:
+def _layout(file: Path, content: pa.Buffer) -> layout.Layout:
     """The delimiter, and the names of the columns item and title."""
     line = next(iter(layout.first_lines(content)), "")
-    best: tuple[str, dict[str, str]] = ",", {}
+    best = layout.Layout({}, ",", has_header=True)
     for delimiter in (letters for letters in layout.DELIMITERS if len(letters) == 1):
         header = layout.split(line, delimiter)
         known = [columns.simplified(name) for name in header]
         titles = [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]
         found = {"item": columns.find(header, "item", TableOptions()), "title": titles}
         named = {role: names[0] for role, names in found.items() if names and header.count(names[0]) == 1}
-        if len(named) > len(best[1]):
-            best = delimiter, named
-    delimiter, named = best
-    missing = [name for name in ("item", "title") if name not in named]
+        if len(named) > len(best.columns):
+            best = layout.Layout(named, delimiter, has_header=True)
+    missing = [name for name in ("item", "title") if name not in best.columns]
     if missing:
-        shown = ", ".join(layout.split(line, delimiter))
+        shown = ", ".join(layout.split(line, best.delimiter))
         raise UserError(f"{file} needs the column {' and the column '.join(missing)} once: found {shown}")
-    return delimiter, [named["item"], named["title"]]
+    return best

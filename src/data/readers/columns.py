@@ -57,46 +57,59 @@ def find(names: Sequence[str], role: str, options: TableOptions, lists: Collecti
     return found
 
 
-def choose(cells: Cells, reading: Reading, lists: Collection[str] = ()) -> dict[str, str]:
-    """Name of the column in each role.
+def choose(cells: Cells, names: Sequence[str], reading: Reading, lists: Collection[str] = ()) -> dict[str, str]:
+    """Name of the column in each role, with notes on it.
 
     Args:
-        cells: every column of the table, in order, with the first of its cells.
-        lists: which of them hold lists.
+        cells: every column that may have one, in order, with the first of its cells.
+        names: all columns of the table.
+        lists: which columns hold lists.
 
     Raises:
-        UserError: if one is missing or has two roles, or if the time may be a column that no name tells.
+        UserError: if one is missing, stands twice or has two roles, or the time may be a column that no name tells.
     """
-    path, names = reading.path, list(cells)
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    path = reading.path
+    shown = ", ".join([*cells][:NAMES_SHOWN]) + (", ..." if len(cells) > NAMES_SHOWN else "")
     chosen: dict[str, str] = {}
     missing = []
     for role in reading.roles:
-        found, given = find(names, role, reading.options, lists), getattr(reading.options, role)
+        found, given = find([*cells], role, reading.options, lists), getattr(reading.options, role)
+        if found and names.count(found[0]) > 1:
+            raise UserError(f"{path} has the column {found[0]} more than once: keep one of them")
         if found:
             chosen[role] = found[0]
         elif given is not None:
             raise UserError(f"{path} has no column {given}, which data.columns.{role} names: found {shown}")
         elif role != "time":
             missing.append(role)
+    others = {name: column for name, column in cells.items() if name not in chosen.values()}
     if missing:
         lacks = " and no column ".join(missing)
-        raise UserError(f"{path} has no column {lacks}: found {shown}; {proposal(cells, missing, chosen)}")
+        raise UserError(f"{path} has no column {lacks}: found {shown}; {proposal(others, missing, 'time' in chosen)}")
     for name in chosen.values():
         roles = [role for role in chosen if chosen[role] == name]
         if len(roles) > 1:
             raise UserError(f"{path}: the column {name} cannot be both {roles[0]} and {roles[1]}: name another one")
     if "time" in reading.roles and "time" not in chosen:
-        require_no_times(path, {name: cells[name] for name in cells if name not in chosen.values()}, "column")
+        require_no_times(path, others, "column")
+    _tell(chosen, names, reading)
     return chosen
 
 
-def require_one_each(names: Sequence[str], reading: Reading) -> None:
-    """Refuse a table in which a column that is needed stands twice."""
-    for role in reading.roles:
-        for name in find(names, role, reading.options)[:1]:
-            if names.count(name) > 1:
-                raise UserError(f"{reading.path} has the column {name} more than once: keep one of them")
+def _tell(columns: Mapping[str, str], names: Sequence[str], reading: Reading) -> None:
+    """Add notes if columns were recognised that are not called as the documentation calls them, or could be others."""
+    told = []
+    for role, name in columns.items():
+        rivals = [other for other in find(names, role, reading.options)[1:] if other not in columns.values()]
+        if name != role or rivals:
+            told.append(f"{name} as {role}" + (f" (not {', '.join(rivals)})" if rivals else ""))
+    if told:
+        reading.notes.append(f"columns     {', '.join(told)} (others with data.columns.user, item, time)")
+    rating = find(names, "rating", reading.options)
+    if len(reading.ids) == 2 and reading.options.min_rating is None and rating:
+        reading.notes.append(
+            f"ratings     {rating[0]} is not used: every row counts (data.min_rating=4 leaves lower ones out)"
+        )
 
 
 def require_no_times(path: Path, others: Cells, what: str) -> None:
@@ -111,11 +124,9 @@ def require_no_times(path: Path, others: Cells, what: str) -> None:
         )
 
 
-def proposal(cells: Cells, missing: Sequence[str], chosen: Mapping[str, str]) -> str:
+def proposal(others: Cells, missing: Sequence[str], has_time: bool) -> str:
     """What to set where columns are not known by their names, ready to be pasted."""
-    others = {name: column for name, column in cells.items() if name not in chosen.values()}
-    has_time = "time" in chosen or len(missing) == 1
-    if pasted := _pasted(others, missing, has_time):
+    if pasted := _pasted(others, missing, has_time or len(missing) == 1):
         return f"say what they are called, such as {pasted}; or =1, =2, ... if there is no header line"
     if "rating" in missing:
         return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
@@ -136,36 +147,33 @@ def places(rows: Sequence[Sequence[str]]) -> str | None:
 
 
 def _pasted(cells: Cells, missing: Sequence[str], has_time: bool) -> str | None:
-    """The settings for roles that are missing, as the cells suggest them; None if they suggest too few."""
-    guessed = guess_roles(cells, missing)
-    if not guessed.keys() >= set(missing):
-        return None
-    roles = [role for role in ("user", "item", "time") if role in guessed and (role != "time" or not has_time)]
-    settings = [f"data.columns.{role}={shlex.quote(guessed[role])}" for role in roles]
-    return " ".join([*settings, *([f"data.list_delimiter={guessed['list']}"] if "list" in guessed else [])])
+    """Settings for roles that are missing, as the cells suggest them, and for lists; None if they suggest too few.
 
-
-def guess_roles(cells: Cells, missing: Sequence[str]) -> dict[str, str]:
-    """Roles that the cells suggest: a time by its looks, then the first columns that may be ids.
-
-    The key `list` is there too if the items are lists in a cell: the name of what stands between them.
+    The time is a column that looks like one, the ids are the first others that may be.
     """
-    guessed = {}
+    guessed: dict[str, str] = {}
     time = next((name for name, column in cells.items() if times.look_like_times(column)), None)
-    if time is not None:
-        guessed["time"] = time
     may_be_ids = [name for name, column in cells.items() if name != time and _may_be_ids(column)]
     without_numbers = [name for name in may_be_ids if not _number_the_rows(cells[name])]
     if len(without_numbers) >= len({"user", "item"}.intersection(missing)):
         may_be_ids = without_numbers
     lists = {name: delimiter for name in may_be_ids if (delimiter := between(cells[name])) is not None}
     if "item" in missing and lists:
-        guessed["item"], guessed["list"] = next(iter(lists.items()))
+        guessed["item"] = next(iter(lists))
         may_be_ids = [name for name in may_be_ids if name not in lists]
     for role in ("user", "item"):
         if role in missing and role not in guessed and may_be_ids:
             guessed[role] = may_be_ids.pop(0)
-    return guessed
+    if not guessed.keys() >= set(missing):
+        return None
+    if time is not None and not has_time:
+        guessed["time"] = time
+    settings = [
+        f"data.columns.{role}={shlex.quote(guessed[role])}" for role in ("user", "item", "time") if role in guessed
+    ]
+    if guessed.get("item") in lists:
+        settings.append(f"data.list_delimiter={lists[guessed['item']]}")
+    return " ".join(settings)
 
 
 def _number_the_rows(column: Sequence[str]) -> bool:
@@ -196,19 +204,3 @@ def _may_be_ids(column: Sequence[str]) -> bool:
 def _is_value(cell: str) -> bool:
     """Whether a cell is a number, a time or empty, as no name of a column is."""
     return re.fullmatch(r"\s*|-?\d+([.,]\d+)?", cell) is not None or times.look_like_times([cell])
-
-
-def tell(columns: Mapping[str, str], names: Sequence[str], reading: Reading) -> None:
-    """Add notes if columns were recognised that are not called as the documentation calls them, or could be others."""
-    told = []
-    for role, name in columns.items():
-        rivals = [other for other in find(names, role, reading.options)[1:] if other not in columns.values()]
-        if name != role or rivals:
-            told.append(f"{name} as {role}" + (f" (not {', '.join(rivals)})" if rivals else ""))
-    if told:
-        reading.notes.append(f"columns     {', '.join(told)} (others with data.columns.user, item, time)")
-    rating = find(names, "rating", reading.options)
-    if len(reading.ids) == 2 and reading.options.min_rating is None and rating:
-        reading.notes.append(
-            f"ratings     {rating[0]} is not used: every row counts (data.min_rating=4 leaves lower ones out)"
-        )

@@ -34,19 +34,19 @@ def read_delimited(reading: Reading) -> Part:
         return _read_history_lines(reading)
     layout, content = _one_letter_between(find_layout(reading), reading)
     quotes = _count(content, b'"') if reading.options.quotes and layout.delimiter != SEPARATOR else 0
-    parse = partial(_parse, content, has_quotes=quotes > 0)
+    parse_it = partial(parse, content, has_quotes=quotes > 0)
     table, row_numbers = None, None
     bad: list[BadRow] = []
     with suppress(*NOT_AS_IT_IS):
-        table = parse(layout)
+        table = parse_it(layout)
     lines = _count(content, b"\n") + int(bytes(content[-1:]) != b"\n") - layout.has_header
     if quotes and (table is None or quotes % 2 or lines != len(table)):  # a line break within a field, perhaps
         _check_quotes(reading.path, content, layout)
         table = None
         with suppress(*NOT_AS_IT_IS):
-            table = parse(layout, has_line_breaks=True)
+            table = parse_it(layout, has_line_breaks=True)
     if table is None or not rows.is_clean(table, reading):
-        table, bad, row_numbers = _parse_as_text(reading.path, parse, layout, is_ascii=_is_ascii(content))
+        table, bad, row_numbers = _parse_as_text(reading.path, parse_it, layout, is_ascii=_is_ascii(content))
     if len(table) == 0 and not bad:
         raise UserError(f"{reading.path} has a header but no rows: it needs one row for each interaction")
     return rows.finish(reading, table, bad, row_numbers)
@@ -62,7 +62,7 @@ def _read_history_lines(reading: Reading) -> Part:
     if SEPARATOR.encode() in reading.content.to_pybytes():
         raise UserError(f"{path} has the control character \\x1f in it, which lines of histories must not")
     try:
-        table = _parse(reading.content, Layout({"line": "f0"}, SEPARATOR, has_header=False), has_quotes=False)
+        table = parse(reading.content, Layout({"line": "f0"}, SEPARATOR, has_header=False), has_quotes=False)
     except (pa.ArrowException, UnicodeError) as error:
         raise UserError(
             f"{path} is not utf-8 ({one_line(error)}): name its encoding, such as data.encoding=cp949"
@@ -102,7 +102,7 @@ def _is_ascii(content: pa.Buffer) -> bool:
     return bool(np.frombuffer(content, np.uint8).max(initial=0) < 128)
 
 
-def _parse(
+def parse(
     content: pa.Buffer,
     layout: Layout,
     *,
@@ -169,7 +169,7 @@ def _check_quotes(path: Path, content: pa.Buffer, layout: Layout) -> None:
 
 
 def _parse_as_text(
-    path: Path, parse: Callable[..., pa.Table], layout: Layout, is_ascii: bool
+    path: Path, parse_it: Callable[..., pa.Table], layout: Layout, is_ascii: bool
 ) -> tuple[pa.Table, list[BadRow], NDArray[np.int64]]:
     """The columns that are needed as they stand, the rows without them, and the numbers of the others."""
     if not is_ascii:
@@ -178,7 +178,7 @@ def _parse_as_text(
         layout = replace(layout, columns=latin)
     bad: list[BadRow] = []
     try:
-        table = parse(layout, has_line_breaks=True, bad=bad, encoding="utf8" if is_ascii else "latin-1")
+        table = parse_it(layout, has_line_breaks=True, bad=bad, encoding="utf8" if is_ascii else "latin-1")
     except NOT_AS_IT_IS as error:
         raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from error
     if not is_ascii:

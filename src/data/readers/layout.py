@@ -61,9 +61,7 @@ def find_layout(reading: Reading) -> Layout:
     whole = [row for row in rows if len(row) == len(header)]
     # Of columns with one name, the first.
     cells = {name: [row[header.index(name)] for row in whole] for name in header}
-    columns.require_one_each(header, reading)
-    chosen = columns.choose(cells, reading)
-    columns.tell(chosen, header, reading)
+    chosen = columns.choose(cells, header, reading)
     columns.tell_of_lists(cells.get(chosen.get("item", ""), []), reading)
     return Layout(chosen, delimiter, has_header=True)
 

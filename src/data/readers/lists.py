@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.field or self.column
+        return self.column if self.field is None else self.field
 
 
 def places(schema: pa.Schema) -> dict[str, Place]:

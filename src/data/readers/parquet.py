@@ -30,7 +30,6 @@ def read_parquet(reading: Reading) -> Part:
         with pyarrow.parquet.ParquetFile(file_or_path) as file:
             found = lists.places(file.schema_arrow)
             names = file.schema_arrow.names
-            columns.require_one_each(names, reading)
             head = next(file.iter_batches(ROWS_LOOKED_AT), None)
         roles = choose_places(found, head.to_pylist() if head else [], names, reading)
         wanted = list(dict.fromkeys(place.column for place in roles.values()))
@@ -46,8 +45,7 @@ def choose_places(
 ) -> dict[str, lists.Place]:
     """Of the places found, by name, those of each role; with notes on it. `names` are of all columns there are."""
     cells = {name: _cells(first_rows, place) for name, place in found.items()}
-    chosen = columns.choose(cells, reading, [name for name, place in found.items() if place.is_list])
-    columns.tell(chosen, names, reading)
+    chosen = columns.choose(cells, names, reading, [name for name, place in found.items() if place.is_list])
     return {role: found[name] for role, name in chosen.items()}
 
 
