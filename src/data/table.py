@@ -4,7 +4,9 @@ pyarrow rather than polars or duckdb, because ids come out of its readers as ind
 is what sequences are made of, and because it is here already: the vocabulary and pandas' strings are made of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,31 @@ class TableOptions:
     def names_nothing(self) -> bool:
         """Whether columns are left to be recognised."""
         return self.user is None and self.item is None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One file that is being read."""
+
+    path: Path  # the file, for messages
+    content: pa.Buffer  # all its bytes, a text in UTF-8; None for a Parquet file that is read piece by piece
+    options: TableOptions
+    ids: Sequence[str]  # the columns of ids that must be there; times and ratings come only along with both
+    notes: list[str] = field(default_factory=list)  # what was found and done so far
+
+    @property
+    def roles(self) -> list[str]:
+        """The columns to read."""
+        roles = list(self.ids)
+        if len(roles) == 2:
+            roles += ["time"] if self.options.time is not False else []
+            roles += ["rating"] if self.options.min_rating is not None else []
+        return roles
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether an item is a cell of several, which may be empty."""
+        return self.options.list_delimiter is not None and "item" in self.ids
 
 
 @dataclass(frozen=True)

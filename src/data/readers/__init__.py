@@ -5,11 +5,10 @@ In: a `Source` and `TableOptions`. Out: a `Part`. Each format has a file of its 
 
 from collections.abc import Sequence
 
-from ..table import Part, TableOptions
+from ..table import Part, Reading, TableOptions
 from .delimited import read_delimited
 from .json_lines import is_json, read_json_lines
 from .parquet import read_parquet
-from .reading import Reading
 from .sources import Source, as_utf8
 
 __all__ = ["read_part"]

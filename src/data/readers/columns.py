@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ..table import TableOptions
+from ..table import Reading, TableOptions
 from . import times
-from .reading import Reading
 
 # Small letters and digits alone, see `simplified`; the first name of a row that is there is taken.
 KNOWN_NAMES = {

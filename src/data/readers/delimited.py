@@ -19,11 +19,12 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..table import IDS, TEXT, BadRow, Part, one_line
+from ..table import IDS, TEXT, BadRow, Part, Reading, one_line
 from . import lists, rows
 from .layout import Layout, find_layout, first_lines
-from .reading import BLOCK, Reading, in_blocks
 
+BLOCK = 2**23  # bytes that Arrow reads at a time
+LARGEST_BLOCK = 2**31 - 1
 SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 NOT_AS_IT_IS = (pa.ArrowException, UnicodeError, LookupError, OSError)  # what Arrow raises where a text is not clean
 
@@ -148,6 +149,17 @@ def parse(
         return pyarrow.csv.read_csv(pa.BufferReader(content), options, parse, convert)
 
     return in_blocks(read, BLOCK, len(content)).rename_columns(list(layout.columns))
+
+
+def in_blocks(parse: Callable[[int], pa.Table], block: int, size: int) -> pa.Table:
+    """What `parse` makes of a text of `size` bytes in blocks of so many, or of more where a line is longer than two."""
+    while True:
+        try:
+            return parse(block)
+        except pa.ArrowInvalid as error:
+            if "straddl" not in str(error) or block >= min(2 * size, LARGEST_BLOCK):
+                raise
+            block = min(16 * block, LARGEST_BLOCK)
 
 
 def _check_quotes(path: Path, content: pa.Buffer, layout: Layout) -> None:

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.json
 
 from ...errors import UserError
-from ..table import BadRow, Part
+from ..table import BadRow, Part, Reading
 from . import lists
+from .delimited import BLOCK, in_blocks
 from .parquet import choose_places, from_batches
-from .reading import BLOCK, Reading, in_blocks
 
 SNIFFED = 2**20  # bytes that show the fields
 LINES = 100  # of them, at most

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...errors import UserError
+from ..table import Reading
 from . import columns
-from .reading import Reading
 
 DELIMITERS = ("\t", "::", ",", ";", "|", " ")
 SNIFFED = 2**16  # bytes that show the delimiter and the header

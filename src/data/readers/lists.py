@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..sequences import stretches
-from ..table import BadRow, Part
-from .reading import Reading
+from ..table import BadRow, Part, Reading
 
 
 class Place(NamedTuple):

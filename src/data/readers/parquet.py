@@ -10,9 +10,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..table import IDS, BadRow, Part, one_line
+from ..table import IDS, BadRow, Part, Reading, one_line
 from . import columns, lists, rows
-from .reading import Reading
 
 ROWS_AT_A_TIME = 2**20
 ROWS_LOOKED_AT = 100

@@ -10,10 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..table import TEXT, BadRow, Part, Times
+from ..table import TEXT, BadRow, Part, Reading, Times
 from . import lists
 from . import times as times_
-from .reading import Reading
 
 ROWS_SHOWN = 5
 
