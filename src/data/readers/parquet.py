@@ -86,7 +86,8 @@ def from_batches(
     table = pa.concat_tables(parts)
     for place, role in enumerate(table.column_names):
         if role in reading.ids:
-            table = table.set_column(place, role, table[role].unify_dictionaries().cast(IDS))
+            chunks = [_with_text(chunk) for chunk in table[role].unify_dictionaries().chunks]
+            table = table.set_column(place, role, pa.chunked_array(chunks, IDS))
     reading.notes.extend(lists.notes_on_empty(empty, reading.path))
     return rows.finish(reading, table, bad, np.concatenate(row_numbers) if is_numbered else None)
 
@@ -124,3 +125,8 @@ def _as_ids(column: pa.Array, path: Path, name: str) -> pa.DictionaryArray:
     elif not (pa.types.is_integer(kind) or pa.types.is_string(kind)):
         raise UserError(f"{path} has {kind} in {name}: ids must be text or whole numbers")
     return column.dictionary_encode()
+
+
+def _with_text(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Only the distinct values are cast, which is faster than to cast the column."""
+    return pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.string()))
