@@ -22,8 +22,6 @@ from .sequences import Indices, Spans, flatten, pad_left
 BATCHES_IN_POOL = 32
 # At most so many training batches are made in a row, and of so many tokens.
 BATCHES_AHEAD, TOKENS_AHEAD = 8, 2**17
-
-
 # Kinds of random draws, so that no two use the same stream.
 SHUFFLE, MASKS, NEGATIVES = 1, 2, 4
 
@@ -37,27 +35,26 @@ class Plan(NamedTuple):
     counts: bool = True  # False: a row taken for nothing, by a process for which a last batch was too small
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler[Plan]):
     """Every row once an epoch, in a new random order each epoch, rows of similar length together.
 
     Rows are shuffled, sorted by length within pools of some batches, cut into batches, and the batches are shuffled.
     With several processes each gets a share of every batch, so that all take the same number of steps; of a last batch
     that is too small for all of them, some get a row that does not count, since all have to take part in a step.
-
-    Args:
-        lengths: [W] int64, length of each row.
-        batch_size: rows in a batch of one process.
-        seed, rank, world_size: with the epoch, what all randomness follows from.
     """
 
-    def __init__(self, lengths: Indices, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.lengths = lengths
-        self.global_batch_size = batch_size * world_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_batch = 0
+    lengths: Indices  # [W], length of each row
+    batch_size: int  # rows in a batch of one process
+    seed: int  # with the epoch and the process, what all randomness follows from
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+    first_batch: int = 0
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * self.world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of each epoch."""
@@ -88,13 +85,9 @@ class ShuffledBatches(Sampler[Plan]):
 
 
 class AheadLoader(DataLoader[TrainBatch]):
-    """Makes some batches in a row, in half of the time that they take one by one between the steps of training.
+    """Makes `ahead` batches in a row, in half of the time that they take one by one between the steps of training.
 
     A step leaves little of what the making of batches needs in the processor's caches.
-
-    Args:
-        ahead: how many.
-        options: of the `DataLoader`.
     """
 
     def __init__(self, *, ahead: int, **options: Any) -> None:
@@ -102,12 +95,9 @@ class AheadLoader(DataLoader[TrainBatch]):
         self.ahead = ahead
 
     def __iter__(self) -> Iterator[TrainBatch]:  # type: ignore[override]
-        return _some_at_a_time(super().__iter__(), self.ahead)
-
-
-def _some_at_a_time(batches: Iterator[TrainBatch], ahead: int) -> Iterator[TrainBatch]:
-    while some := list(itertools.islice(batches, ahead)):
-        yield from some
+        batches = super().__iter__()
+        in_a_row = iter(lambda: list(itertools.islice(batches, self.ahead)), [])
+        return itertools.chain.from_iterable(in_a_row)
 
 
 class OrderedBatches(Sampler[Indices]):
@@ -178,15 +168,8 @@ class TrainingSet(Dataset[TrainBatch]):
         generator = np.random.default_rng(plan.entropy)
         sequences = pad_left(self.tokens, self.spans[plan.rows])
         is_chosen, is_last_only = masking.choose_targets(sequences, generator, self.mask_prob, self.mask_last_share)
-        inputs = masking.replace_targets(
-            sequences,
-            is_chosen,
-            is_last_only,
-            self.num_items,
-            generator,
-            self.mask_token_share,
-            self.random_token_share,
-        )
+        shares = (self.mask_token_share, self.random_token_share)
+        inputs = masking.replace_targets(sequences, is_chosen, is_last_only, self.num_items, generator, *shares)
         targets = sequences[is_chosen].astype(np.int64)
         return TrainBatch(
             torch.from_numpy(inputs),
@@ -198,19 +181,13 @@ class TrainingSet(Dataset[TrainBatch]):
 
 @dataclass(frozen=True)
 class HistorySet(Dataset[PredictBatch]):
-    """Histories to be continued: the last max_len - 1 items and [MASK].
+    """Histories to be continued: the last max_len - 1 items and [MASK]."""
 
-    Attributes:
-        tokens: [R] int64.
-        histories: E spans of it, one for each row.
-        exclude_seen: whether the items of the whole history are no candidates.
-    """
-
-    tokens: Indices
-    histories: Spans
+    tokens: Indices  # [R]
+    histories: Spans  # E spans of it, one for each row
     num_items: int
     max_len: int
-    exclude_seen: bool
+    exclude_seen: bool  # whether the items of the whole history are no candidates
 
     def __getitem__(self, rows: Indices) -> PredictBatch:
         return PredictBatch(*self._tensors(rows))
@@ -219,12 +196,8 @@ class HistorySet(Dataset[PredictBatch]):
         histories = self.histories[rows]
         inputs = pad_left(self.tokens, histories.last(self.max_len - 1), append=mask_token(self.num_items))
         seen_rows, seen_items = flatten(self.tokens, histories if self.exclude_seen else histories.last(0))
-        return (
-            torch.from_numpy(rows),
-            torch.from_numpy(inputs),
-            torch.from_numpy(seen_rows),
-            torch.from_numpy(seen_items),
-        )
+        users, tokens = torch.from_numpy(rows), torch.from_numpy(inputs)
+        return users, tokens, torch.from_numpy(seen_rows), torch.from_numpy(seen_items)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,90 +28,46 @@ from .batching import (
     TrainingSet,
 )
 from .loading import load_training_data
-from .sequences import Sequences, Spans, evaluation_spans, flatten, training_spans, windows
+from .sequences import Spans, evaluation_spans, flatten, training_spans, windows
 from .table import TableOptions
 from .vocabulary import Vocabulary
 
 
+@dataclass(eq=False, repr=False)
 class BERT4RecDataModule(pl.LightningDataModule):
     """Reads the table, splits it by leave-one-out, and serves masked training and ranked evaluation batches.
-
-    Args:
-        data_dir, data_file: where the table is, a file, a folder or a pattern; `~` is expanded.
-        table_options: how it is to be read; None leaves all to be recognised.
-        min_interactions, min_item_interactions: users and items with fewer are left out.
-        download: name of a public data set to be fetched into `data_dir`, which then is the table.
-        download_url: another address of it.
-        cache_dir: where the prepared data is kept between runs; None keeps nothing.
-        max_len: longest input of the model.
-        mask_prob, mask_token_share, random_token_share, mask_last_share: see `src.data.masking`.
-        holdout: 2 holds out the last item for testing and the one before for validation, 1 the last item for
-            validation, 0 nothing.
-        window_stride: None trains on the last `max_len` items of each history; a number, on windows of `max_len`
-            items that many apart.
-        filter_seen: whether evaluation takes the items of the history out of the candidates.
-        seed: what shuffling and masks follow from, together with the epoch.
 
     Raises:
         UserError: from `setup`, if the table cannot be used or no user is long enough.
     """
 
-    sequences: Sequences
-    vocabulary: Vocabulary
-    user_ids: pa.StringArray
-    summary: dict[str, int]
-    notes: tuple[str, ...]
+    data_dir: str = "~/data/train/"
+    data_file: str = "train_ratings.csv"  # or a folder or a pattern in `data_dir`
+    batch_size: int = 128
+    table_options: TableOptions | None = None  # None leaves all to be recognised
+    min_interactions: int = 3  # users with fewer are left out
+    min_item_interactions: int = 1  # items likewise
+    num_workers: int = 4
+    max_len: int = 50  # longest input of the model
+    mask_prob: float = 0.15  # of this and the next three, see `src.data.masking`
+    mask_token_share: float = 0.8
+    random_token_share: float = 0.1
+    mask_last_share: float = 0.0
+    holdout: int = 2  # 2: the last item is for testing, the one before for validation; 1: validation alone; 0: nothing
+    window_stride: int | None = None  # None trains on the last `max_len` items of each history; else see `windows`
+    filter_seen: bool = True  # whether evaluation takes the items of the history out of the candidates
+    eval_batch_size: int = 256
+    num_negatives: int = 0  # of this and the next, see `NegativeSampler`
+    negative_power: float = 0.0
+    generate_sample: bool = False
+    download: str | None = None  # name of a public data set to be fetched into `data_dir`, which then is the table
+    download_url: str | None = None  # another address of it
+    cache_dir: str | Path | None = None  # where the prepared data is kept between runs; None keeps nothing
+    seed: int = 42  # with the epoch, what shuffling and masks follow from
 
-    def __init__(
-        self,
-        data_dir: str = "~/data/train/",
-        data_file: str = "train_ratings.csv",
-        batch_size: int = 128,
-        table_options: TableOptions | None = None,
-        min_interactions: int = 3,
-        min_item_interactions: int = 1,
-        num_workers: int = 4,
-        max_len: int = 50,
-        mask_prob: float = 0.15,
-        mask_token_share: float = 0.8,
-        random_token_share: float = 0.1,
-        mask_last_share: float = 0.0,
-        holdout: int = 2,
-        window_stride: int | None = None,
-        filter_seen: bool = True,
-        eval_batch_size: int = 256,
-        num_negatives: int = 0,
-        negative_power: float = 0.0,
-        generate_sample: bool = False,
-        download: str | None = None,
-        download_url: str | None = None,
-        cache_dir: str | Path | None = None,
-        seed: int = 42,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        folder = Path(data_dir).expanduser()
-        self.path = folder / (f"{download}.csv" if download else data_file)
-        self.table_options = table_options or TableOptions()
-        self.batch_size = batch_size
-        self.min_interactions = min_interactions
-        self.min_item_interactions = min_item_interactions
-        self.num_workers = num_workers
-        self.max_len = max_len
-        self.mask_prob = mask_prob
-        self.mask_token_share = mask_token_share
-        self.random_token_share = random_token_share
-        self.mask_last_share = mask_last_share
-        self.holdout = holdout
-        self.window_stride = window_stride
-        self.filter_seen = filter_seen
-        self.eval_batch_size = eval_batch_size
-        self.num_negatives = num_negatives
-        self.negative_power = negative_power
-        self.generate_sample = generate_sample
-        self.download = download
-        self.download_url = download_url
-        self.cache_dir = Path(cache_dir) if cache_dir is not None else None
-        self.seed = seed
+        self.path = Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
 
     @property
@@ -129,15 +87,19 @@ class BERT4RecDataModule(pl.LightningDataModule):
         if hasattr(self, "sequences"):  # Lightning calls once for each stage
             return
         data = load_training_data(
-            self.path, self.table_options, self.min_interactions, self.min_item_interactions, self.cache_dir
+            self.path,
+            self.table_options or TableOptions(),
+            self.min_interactions,
+            self.min_item_interactions,
+            Path(self.cache_dir) if self.cache_dir else None,
         )
         self.sequences, self.notes = data.sequences, data.notes
         if len(self.sequences.histories) == 0:
             items = f" after items with fewer than data.min_item_interactions={self.min_item_interactions} are left out"
             raise UserError(
                 f"{self.path} has no user with at least data.min_interactions={self.min_interactions} interactions"
-                f"{items if self.min_item_interactions > 1 else ''}:"
-                f" the longest history has {data.counts['longest_history']}"
+                f"{items if self.min_item_interactions > 1 else ''}: the longest history has"
+                f" {data.counts['longest_history']}"
             )
         self.spans = training_spans(self.sequences, self.holdout)
         _, train_tokens = flatten(self.sequences.tokens, self.spans)
@@ -169,18 +131,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         spans = self.train_rows()
-        training_set = TrainingSet(
-            self.sequences.tokens,
-            spans,
-            self.num_items,
-            self.mask_prob,
-            self.mask_token_share,
-            self.random_token_share,
-            self.mask_last_share,
-            NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
-            if self.num_negatives
-            else None,
-        )
+        negative_sampler = None
+        if self.num_negatives:
+            negative_sampler = NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
+        shares = (self.mask_prob, self.mask_token_share, self.random_token_share, self.mask_last_share)
+        training_set = TrainingSet(self.sequences.tokens, spans, self.num_items, *shares, negative_sampler)
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)
         # A GPU is busy with a step while the next batch is made, and would wait for several.
@@ -196,14 +151,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def evaluation_set(self, from_end: int) -> EvaluationSet:
         """Held-out items and the histories before them; `from_end` 1 is each user's last item, 2 the one before."""
         _, histories, targets = evaluation_spans(self.sequences, self.holdout, from_end)
-        return EvaluationSet(
-            self.sequences.tokens,
-            histories,
-            self.num_items,
-            self.max_len,
-            self.filter_seen,
-            targets,
-        )
+        tokens, num_items = self.sequences.tokens, self.num_items
+        return EvaluationSet(tokens, histories, num_items, self.max_len, self.filter_seen, targets)
 
     def evaluated_user_ids(self) -> pa.StringArray:
         """Ids of the users of an evaluation set, in its order."""
@@ -216,7 +165,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, and by what the table is known again; plain containers, as in every checkpoint."""
-        return {"vocabulary": self.vocabulary.state_dict(), "table": self._fingerprint()}
+        return {"vocabulary": self.vocabulary.state_dict(), "table": self._fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume with other data.
@@ -224,10 +173,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
         Raises:
             UserError: if the items or the interactions are not those of the checkpoint.
         """
-        there, here = (
-            Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist(),
-            self.vocabulary.ids.to_pylist(),
-        )
+        there = Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist()
+        here = self.vocabulary.ids.to_pylist()
         way_out = "resume on the file it was trained on, or start anew with training.resume=false"
         if there != here:
             missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
@@ -236,27 +183,22 @@ class BERT4RecDataModule(pl.LightningDataModule):
                 f"the checkpoint was trained on other items than {self.path} has: {len(there):,} there and"
                 f" {len(here):,} here, {which}; {way_out}"
             )
-        table = state_dict.get("table")  # the first format had none
-        if table is not None and table != self._fingerprint():
+        table, own = state_dict.get("table"), self._fingerprint  # the first format had none
+        if table is not None and table != own:
             raise UserError(
                 f"the checkpoint was trained on other interactions than {self.path} has: {table['rows']:,} of"
-                f" {table['users']:,} users there and {self._fingerprint()['rows']:,} of"
-                f" {self._fingerprint()['users']:,} users here; {way_out}"
+                f" {table['users']:,} users there and {own['rows']:,} of {own['users']:,} users here; {way_out}"
             )
 
+    @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         """Sizes and a digest of the histories."""
-        if not hasattr(self, "_digest"):
-            digest = hashlib.blake2b(digest_size=16)
-            for values in (self.sequences.offsets, self.sequences.tokens):
-                for start in range(0, len(values), 2**20):
-                    digest.update(np.ascontiguousarray(values[start : start + 2**20], dtype="<i8").data)
-            self._digest = digest.hexdigest()
-        return {
-            "rows": len(self.sequences.tokens),
-            "users": len(self.sequences.offsets) - 1,
-            "digest": self._digest,
-        }
+        tokens, offsets = self.sequences.tokens, self.sequences.offsets
+        digest = hashlib.blake2b(digest_size=16)
+        for values in (offsets, tokens):
+            for start in range(0, len(values), 2**20):
+                digest.update(np.ascontiguousarray(values[start : start + 2**20], dtype="<i8").data)
+        return {"rows": len(tokens), "users": len(offsets) - 1, "digest": digest.hexdigest()}
 
     def _evaluation_loader(self, from_end: int) -> DataLoader[EvalBatch]:
         evaluation_set = self.evaluation_set(from_end)
@@ -273,8 +215,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     def _options(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> dict[str, Any]:
         """Of a loader that does no batching of its own: the sampler plans whole batches and the data set makes them."""
-        on_cpu = self._on_cpu()
-        workers = 0 if on_cpu else self.num_workers
+        workers = 0 if self._on_cpu() else self.num_workers
         return {
             "dataset": dataset,
             "sampler": sampler,

@@ -2,53 +2,49 @@
 
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from ..atomic_files import part_of
+
 VERSION = 3  # of what is stored and of how tables are read; another one is made anew
 SMALLEST = 2**23  # bytes; a smaller table is read before its cache would be checked
 META = "meta.json"
 
-
-@dataclass(frozen=True)
-class Content:
-    """What is kept: arrays and columns of ids by name, and facts that JSON can hold."""
-
-    arrays: dict[str, NDArray[Any]]
-    ids: dict[str, pa.StringArray]
-    facts: dict[str, Any] = field(default_factory=dict)
+Kept = TypeVar("Kept")
 
 
 def cached(
-    folder: Path | None, name: str, files: Sequence[Path], settings: dict[str, Any], make: Callable[[], Content]
-) -> Content:
+    kind: Callable[..., Kept],
+    make: Callable[[], Kept],
+    *,
+    folder: Path | None,
+    name: str,
+    files: Sequence[Path],
+    settings: dict[str, Any],
+) -> Kept:
     """What `make` gives for these files and settings: from `folder` if it is there and they are as they were then.
 
     One process makes it while the others wait. A copy that is damaged, or of other files, is made anew; one that cannot
-    be written, for want of room or of permission, is done without.
+    be written, for want of room or of permission, is done without, and so is a folder that is None.
 
     Args:
-        folder: None keeps nothing.
-        name: of the entry, along with the settings.
+        kind: a dataclass whose fields are arrays, columns of ids, and facts that JSON can hold.
     """
     if folder is None or sum(file.stat().st_size for file in files) < SMALLEST:
         return make()
-    settings = json.loads(
-        json.dumps({"version": VERSION, "files": [str(file.resolve()) for file in files], **settings})
-    )
+    settings = {"version": VERSION, "files": [str(file.resolve()) for file in files], **settings}
     place = folder / f"{name}-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
-    key = {"settings": settings, "stats": _stats(files)}
+    key = {"settings": settings, "stats": [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
     lock = FileLock(f"{place}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,52 +53,50 @@ def cached(
         print(f"warning: no cache of the prepared data in {folder}: {error.strerror or error}")
         return make()
     try:
-        content = _read(place, key)
+        content = _read(kind, place, key)
         if content is None:
             content = make()
             _write(place, key, content)
-            content = _read(place, key) or content
+            content = _read(kind, place, key) or content
         return content
     finally:
         lock.release()
 
 
-def _stats(files: Sequence[Path]) -> list[list[int]]:
-    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _read(place: Path, key: dict[str, Any]) -> Content | None:
-    """The content, or None if there is none, or one of another key, or a damaged one."""
+def _read(kind: Callable[..., Kept], place: Path, key: dict[str, Any]) -> Kept | None:
+    """What is kept, or None if there is nothing, or something of another key, or something damaged."""
     try:
         meta = json.loads((place / META).read_text())
-        if meta["key"] != key or any(_checksum(place / file) != crc for file, crc in meta["checksums"].items()):
+        files = {place / name: checksum for name, checksum in meta["checksums"].items()}
+        if meta["key"] != key or any(_checksum(file) != checksum for file, checksum in files.items()):
             return None
-        arrays = {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in meta["arrays"]}
-        ids = {name: _read_ids(place / f"{name}.arrow") for name in meta["ids"]}
-        return Content(arrays, ids, meta["facts"])
+        columns = {file.stem: _read_column(file) for file in files}
+        facts = {name: tuple(fact) if isinstance(fact, list) else fact for name, fact in meta["facts"].items()}
+        return kind(**columns, **facts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException):
         return None
 
 
-def _write(place: Path, key: dict[str, Any], content: Content) -> None:
-    part = place.with_name(place.name + ".part")
+def _write(place: Path, key: dict[str, Any], content: Any) -> None:
+    part = part_of(place)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
+    facts = {}
     try:
-        for name, array in content.arrays.items():
-            np.save(part / f"{name}.npy", array)
-        for name, column in content.ids.items():
-            table = pa.table({"id": column})
-            with pa.OSFile(str(part / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-        meta = {
-            "key": key,
-            "checksums": {file.name: _checksum(file) for file in sorted(part.iterdir())},
-            "arrays": list(content.arrays),
-            "ids": list(content.ids),
-            "facts": content.facts,
-        }
-        (part / META).write_text(json.dumps(meta))
+        for name, value in vars(content).items():
+            if isinstance(value, np.ndarray):
+                np.save(part / f"{name}.npy", value)
+            elif isinstance(value, pa.Array):
+                table = pa.table({"id": value})
+                with (
+                    pa.OSFile(str(part / f"{name}.arrow"), "wb") as file,
+                    pa.ipc.new_file(file, table.schema) as writer,
+                ):
+                    writer.write_table(table)
+            else:
+                facts[name] = value
+        checksums = {file.name: _checksum(file) for file in sorted(part.iterdir())}
+        (part / META).write_text(json.dumps({"key": key, "checksums": checksums, "facts": facts}))
         shutil.rmtree(place, ignore_errors=True)  # whoever has it mapped keeps it
         os.replace(part, place)
     except OSError as error:
@@ -110,14 +104,13 @@ def _write(place: Path, key: dict[str, Any], content: Content) -> None:
         print(f"warning: no cache of the prepared data in {place.parent}: {error.strerror or error}")
 
 
-def _read_ids(path: Path) -> pa.StringArray:
+def _read_column(path: Path) -> NDArray[Any] | pa.StringArray:
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path, mmap_mode="r"))
     column = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["id"]
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _checksum(path: Path) -> int:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return 0
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return zlib.crc32(content)
+    with pa.memory_map(str(path)) as file:
+        return zlib.crc32(file.read_buffer())

@@ -32,86 +32,41 @@ AUTHORS = "https://raw.githubusercontent.com/FeiSun/BERT4Rec/master/data"
 
 @dataclass(frozen=True)
 class Archive:
-    """Where a data set is published and what it looks like.
+    """Where a data set is published and what it looks like."""
 
-    Attributes:
-        url: of a zip archive or a plain text.
-        licence: address of the terms.
-        member: the table in the archive, None where the file is the table.
-        delimiter: of the table.
-        columns: names of its columns in their order.
-        has_header: whether a header line is to be skipped.
-        md5, size: of the file, where known.
-        users, items: distinct ones, where the file has no published sum.
-    """
-
-    url: str
-    licence: str
-    member: str | None
-    delimiter: str
-    columns: tuple[str, ...]
-    has_header: bool = False
-    md5: str | None = None
-    size: int | None = None
-    users: int | None = None
-    items: int | None = None
+    url: str  # of a zip archive or a plain text
+    licence: str  # address of the terms
+    member: str | None  # the table in the archive, None where the file is the table
+    delimiter: str  # of the table
+    columns: tuple[str, ...]  # their names in their order
+    has_header: bool = False  # whether a header line is to be skipped
+    md5: str | None = None  # of the file, where it is published
+    size: int | None = None  # of the file, where it has no published sum
+    users: int | None = None  # distinct ones, likewise
+    items: int | None = None  # distinct ones, likewise
 
 
-RATINGS = ("user", "item", "rating", "time")
+def _movielens(size: str, readme: str, table: str, delimiter: str, md5: str, has_header: bool = False) -> Archive:
+    stem, columns = f"{GROUPLENS}/ml-{size}", ("user", "item", "rating", "time")
+    return Archive(f"{stem}.zip", f"{stem}-{readme}", f"ml-{size}/{table}", delimiter, columns, has_header, md5)
+
+
+def _authors(name: str, size: int, users: int, items: int) -> Archive:
+    terms = "https://cseweb.ucsd.edu/~jmcauley/datasets.html"
+    return Archive(f"{AUTHORS}/{name}.txt", terms, None, " ", ("user", "item"), size=size, users=users, items=items)
+
+
 ARCHIVES = {
-    "ml-100k": Archive(
-        f"{GROUPLENS}/ml-100k.zip",
-        f"{GROUPLENS}/ml-100k-README.txt",
-        "ml-100k/u.data",
-        "\t",
-        RATINGS,
-        md5="0e33842e24a9c977be4e0107933c0723",
-    ),
-    "ml-1m": Archive(
-        f"{GROUPLENS}/ml-1m.zip",
-        f"{GROUPLENS}/ml-1m-README.txt",
-        "ml-1m/ratings.dat",
-        "::",
-        RATINGS,
-        md5="c4d9eecfca2ab87c1945afe126590906",
-    ),
-    "ml-20m": Archive(
-        f"{GROUPLENS}/ml-20m.zip",
-        f"{GROUPLENS}/ml-20m-README.html",
-        "ml-20m/ratings.csv",
-        ",",
-        RATINGS,
-        has_header=True,
-        md5="cd245b17a1ae2cc31bb14903e1204af3",
-    ),
-    "beauty": Archive(
-        f"{AUTHORS}/beauty.txt",
-        "https://cseweb.ucsd.edu/~jmcauley/datasets.html",
-        None,
-        " ",
-        ("user", "item"),
-        size=3_912_093,
-        users=40_226,
-        items=54_542,
-    ),
-    "steam": Archive(
-        f"{AUTHORS}/steam.txt",
-        "https://cseweb.ucsd.edu/~jmcauley/datasets.html",
-        None,
-        " ",
-        ("user", "item"),
-        size=38_226_650,
-        users=281_428,
-        items=13_044,
-    ),
+    "ml-100k": _movielens("100k", "README.txt", "u.data", "\t", "0e33842e24a9c977be4e0107933c0723"),
+    "ml-1m": _movielens("1m", "README.txt", "ratings.dat", "::", "c4d9eecfca2ab87c1945afe126590906"),
+    "ml-20m": _movielens("20m", "README.html", "ratings.csv", ",", "cd245b17a1ae2cc31bb14903e1204af3", has_header=True),
+    "beauty": _authors("beauty", size=3_912_093, users=40_226, items=54_542),
+    "steam": _authors("steam", size=38_226_650, users=281_428, items=13_044),
 }
 
 
 def fetch(name: str, folder: Path, url: str | None = None) -> Path:
-    """The data set as `folder/NAME.csv`, downloaded unless it is there. Of several processes one downloads.
-
-    Args:
-        url: another address of the same file.
+    """The data set as `folder/NAME.csv`, downloaded, from another address if given, unless it is there.
 
     Raises:
         UserError: if the server cannot be reached, breaks off again and again, or serves another file.
@@ -122,7 +77,7 @@ def fetch(name: str, folder: Path, url: str | None = None) -> Path:
         return table
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
+        with FileLock(folder / f".{name}.lock"):  # of several processes one downloads
             if not table.exists():
                 print(f"{name}: published under the terms at {archive.licence}", flush=True)
                 file = folder / (archive.url.rsplit("/", 1)[1])
@@ -137,24 +92,19 @@ def fetch(name: str, folder: Path, url: str | None = None) -> Path:
 def _download(archive: Archive, url: str, file: Path) -> None:
     """Fetch into `file`, which appears under its name when it is whole and checked."""
     part = part_of(file)
+    elsewhere = f"give another address with data.download_url=URL, or put the file at {file}"
     for attempt in range(1, TRIES + 1):
         try:
             _fetch_rest(url, part)
             break
         except urllib.error.HTTPError as error:
-            raise UserError(
-                f"{url} answers {error.code} {error.reason}: give another address with data.download_url=URL,"
-                f" or put the file at {file}"
-            ) from error
+            raise UserError(f"{url} answers {error.code} {error.reason}: {elsewhere}") from error
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError) as error:
-            reason = " ".join(str(getattr(error, "reason", error)).split())
             if attempt == TRIES or isinstance(error, ValueError):
-                have = part.stat().st_size if part.exists() else 0
+                reason = " ".join(str(getattr(error, "reason", error)).split())
+                have = _size(part)
                 kept = f"; {have:,} bytes are kept in {part}, and the same command resumes there" if have else ""
-                raise UserError(
-                    f"{url} cannot be downloaded ({reason}){kept}; or give another address with data.download_url=URL,"
-                    f" or put the file at {file}"
-                ) from error
+                raise UserError(f"{url} cannot be downloaded ({reason}){kept}; or {elsewhere}") from error
             time.sleep(0.5 * attempt)
     wrong = _what_is_wrong(archive, part)
     if wrong:
@@ -166,9 +116,13 @@ def _download(archive: Archive, url: str, file: Path) -> None:
     os.replace(part, file)
 
 
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
 def _fetch_rest(url: str, part: Path) -> None:
     """Download what is missing of `part`; a server that cannot resume there is asked for all of it."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -176,60 +130,52 @@ def _fetch_rest(url: str, part: Path) -> None:
         if error.code != 416 or not have:
             raise
         part.unlink()  # there is nothing behind what we have: it is whole, or not of this file
-        return _fetch_rest(url, part)
+        response = urllib.request.urlopen(url, timeout=TIMEOUT)
     with response:
         if getattr(response, "status", None) != 206:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
-        ):
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        with part.open("ab" if have else "wb") as file, bar:
             while block := response.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-        if total is not None and part.stat().st_size < total:
-            raise ConnectionError(f"it broke off at {part.stat().st_size:,} of {total:,} bytes")
-    return None
+    if total is not None and _size(part) < total:
+        raise ConnectionError(f"it broke off at {_size(part):,} of {total:,} bytes")
 
 
 def _what_is_wrong(archive: Archive, file: Path) -> str | None:
-    size = file.stat().st_size
-    if archive.size is not None and size != archive.size:
-        return f"{size:,} bytes instead of {archive.size:,}"
-    if archive.md5 is not None:
-        with file.open("rb") as content:
-            md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if md5 != archive.md5:
-            return f"MD5 {md5} instead of {archive.md5}"
-    return None
+    if archive.size not in (None, _size(file)):
+        return f"{_size(file):,} bytes instead of {archive.size:,}"
+    with file.open("rb") as content:
+        md5 = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return f"MD5 {md5} instead of {archive.md5}" if archive.md5 not in (None, md5) else None
 
 
 def _convert(archive: Archive, file: Path, table: Path) -> None:
     """Write the table as CSV; the archive stays."""
+    delimiter = archive.delimiter
     try:
         if archive.member is None:
             text = file.read_bytes()
         else:
             with zipfile.ZipFile(file) as zipped:
                 text = zipped.read(archive.member)
+        if delimiter == "::":
+            text, delimiter = text.replace(b"::", b"\t"), "\t"
         rows = pyarrow.csv.read_csv(
-            pa.BufferReader(text.replace(b"::", b"\t") if archive.delimiter == "::" else text),
-            read_options=pyarrow.csv.ReadOptions(column_names=list(archive.columns), skip_rows=int(archive.has_header)),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if archive.delimiter == "::" else archive.delimiter, quote_char=False
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={"user": pa.string(), "item": pa.string()}),
+            pa.BufferReader(text),
+            pyarrow.csv.ReadOptions(column_names=archive.columns, skip_rows=int(archive.has_header)),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            pyarrow.csv.ConvertOptions(column_types={"user": pa.string(), "item": pa.string()}),
         )
     except (zipfile.BadZipFile, KeyError, pa.ArrowException) as error:
-        raise UserError(
-            f"{file} is not the archive that was expected ({' '.join(str(error).split())}): delete it and try again"
-        ) from error
-    for role in ("user", "item"):
-        expected = getattr(archive, f"{role}s")
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is not the archive that was expected ({reason}): delete it and try again") from error
+    for role, expected in (("user", archive.users), ("item", archive.items)):
         found = pc.count_distinct(rows[role]).as_py()
-        if expected is not None and found != expected:
+        if expected not in (None, found):
             raise UserError(f"{file} has {found:,} {role}s instead of {expected:,}: delete it and try again")
     part = part_of(table)
     pyarrow.csv.write_csv(rows, part, pyarrow.csv.WriteOptions(quoting_style="none"))

@@ -13,10 +13,7 @@ from .table import TableOptions
 
 
 def read_table(config: Config, other: Path | None = None) -> Interactions:
-    """Fetch the table if it is to be downloaded, read it or take it from the cache, and print what there is to say.
-
-    Args:
-        other: a table to read instead, with the same settings.
+    """Fetch or read the table, or `other` with the same settings, from the cache if it can be, and print its notes.
 
     Raises:
         UserError: as `src.data.interactions.read_interactions` and `src.data.download.fetch`.

@@ -43,22 +43,19 @@ def other(word: str) -> str:
 
 def index_in(ids: pa.StringArray, known: pa.StringArray) -> NDArray[np.int64]:
     """Where each id stands in `known`, as it is or else in its other form; -1 where it does not. [R] int64."""
-    found = np.asarray(pc.fill_null(pc.index_in(ids, value_set=known), -1), dtype=np.int64)
+    found = _places(ids, known)
     is_missing = found < 0
     if is_missing.any() and len(known):
-        others = other_form(ids.filter(pa.array(is_missing)))
-        found[is_missing] = pc.fill_null(pc.index_in(others, value_set=known, skip_nulls=True), -1).to_numpy()
+        found[is_missing] = _places(other_form(ids.filter(pa.array(is_missing))), known)
     return found
 
 
 def matched(ids: pa.StringArray, known: pa.StringArray) -> str:
     """What to say of ids that are known in their other form alone; empty if there are none."""
     places = index_in(ids, known)
-    exact = pc.is_in(ids, value_set=known).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((places >= 0) & ~exact)
-    if not len(rows):
-        return ""
-    return f"{len(rows):,} items are matched as numbers: {_pairs(ids, rows, known, places[rows])}"
+    places[_places(ids, known) >= 0] = -1
+    count, pairs = _pairs(ids, known, places)
+    return f"{count:,} items are matched as numbers: {pairs}" if count else ""
 
 
 def near(unknown: pa.StringArray, known: pa.StringArray) -> str:
@@ -68,14 +65,9 @@ def near(unknown: pa.StringArray, known: pa.StringArray) -> str:
     """
     if not len(unknown) or not len(known):
         return ""
-    places = np.asarray(pc.fill_null(pc.index_in(_normal(unknown), value_set=_normal(known)), -1), dtype=np.int64)
-    rows = np.flatnonzero(places >= 0)
-    if not len(rows):
-        return ""
-    pairs = _pairs(unknown, rows, known, places[rows])
-    some = f"{len(rows):,} of them {'is' if len(rows) == 1 else 'are'}"
-    count = "it is" if len(unknown) == 1 else some
-    return f"; {count} known in another form: {pairs}"
+    count, pairs = _pairs(unknown, known, _places(_normal(unknown), _normal(known)))
+    some = "it is" if len(unknown) == 1 else f"{count:,} of them {'is' if count == 1 else 'are'}"
+    return f"; {some} known in another form: {pairs}" if count else ""
 
 
 def lines(ids: pa.StringArray, known: pa.StringArray) -> list[str]:
@@ -92,15 +84,12 @@ def clashes(ids: pa.StringArray) -> tuple[int, str]:
     """How many ids of one table differ from another of its ids by `.0` or blanks at the ends alone, and an example."""
     bare = pc.replace_substring_regex(pc.utf8_trim_whitespace(ids), FLOAT, r"\1")
     is_changed = pc.not_equal(bare, ids)
-    if not pc.any(is_changed).as_py():
-        return 0, ""
-    changed, candidates = ids.filter(is_changed), bare.filter(is_changed)
-    places = np.asarray(pc.fill_null(pc.index_in(candidates, value_set=ids), -1), dtype=np.int64)
+    changed = ids.filter(is_changed)
+    places = _places(bare.filter(is_changed), ids)
     rows = np.flatnonzero(places >= 0)
     if not len(rows):
         return 0, ""
-    row = int(rows[0])
-    return len(rows), f"{changed[row].as_py()!r} and {ids[int(places[row])].as_py()!r}"
+    return len(rows), f"{changed[rows[0]].as_py()!r} and {ids[places[rows[0]]].as_py()!r}"
 
 
 def _normal(ids: pa.StringArray) -> pa.StringArray:
@@ -108,9 +97,13 @@ def _normal(ids: pa.StringArray) -> pa.StringArray:
     return pc.replace_substring_regex(pc.replace_substring_regex(bare, r"\.0+$", ""), r"^0+(.)", r"\1")
 
 
-def _pairs(ids: pa.StringArray, rows: NDArray[np.int64], known: pa.StringArray, places: NDArray[np.int64]) -> str:
-    pairs = [
-        f"{ids[int(row)].as_py()} is known as {known[int(place)].as_py()}"
-        for row, place in zip(rows[:SHOWN], places[:SHOWN], strict=True)
-    ]
-    return ", ".join(pairs) + (", ..." if len(rows) > SHOWN else "")
+def _places(ids: pa.StringArray, known: pa.StringArray) -> NDArray[np.int64]:
+    """Where each id stands in `known`; -1 where it does not. [R] int64."""
+    return np.array(pc.fill_null(pc.index_in(ids, value_set=known, skip_nulls=True), -1), dtype=np.int64)
+
+
+def _pairs(ids: pa.StringArray, known: pa.StringArray, places: NDArray[np.int64]) -> tuple[int, str]:
+    """How many ids stand somewhere in `known`, and the first of them."""
+    rows = np.flatnonzero(places >= 0)
+    pairs = [f"{ids[row].as_py()} is known as {known[places[row]].as_py()}" for row in rows[:SHOWN].tolist()]
+    return len(rows), ", ".join(pairs) + (", ..." if len(rows) > SHOWN else "")

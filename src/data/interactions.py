@@ -22,23 +22,14 @@ from .table import IDS, Part, TableOptions
 
 @dataclass(frozen=True)
 class Interactions:
-    """All rows of a table, sorted by user in order of first appearance, then by time, then by place in the file.
+    """All rows of a table, sorted by user in order of first appearance, then by time, then by place in the file."""
 
-    Attributes:
-        items: [R] int32, index into `item_ids`.
-        offsets: [U + 1] int64; the rows of user u are items[offsets[u] : offsets[u + 1]].
-        user_ids: [U] strings.
-        item_ids: [I] strings, in order of first appearance.
-        has_time: whether the table had a time column.
-        notes: what was recognised, left out or odd, one line each, for the person to read.
-    """
-
-    items: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    user_ids: pa.StringArray
-    item_ids: pa.StringArray
-    has_time: bool
-    notes: tuple[str, ...] = ()
+    items: NDArray[np.int32]  # [R], index into `item_ids`
+    offsets: NDArray[np.int64]  # [U + 1]; the rows of user u are items[offsets[u] : offsets[u + 1]]
+    user_ids: pa.StringArray  # [U] strings
+    item_ids: pa.StringArray  # [I] strings, in order of first appearance
+    has_time: bool  # whether the table had a time column
+    notes: tuple[str, ...] = ()  # what was recognised, left out or odd, for the person to read
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -55,17 +46,10 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
     options = options or TableOptions()
     parts = [_rated(part, options) for part in _read_parts(path, options, ("user", "item"))]
     times = _joined_times(parts, path)
-    users, user_ids = _codes(part.ids["user"] for part in parts)
-    items, item_ids = _codes(part.ids["item"] for part in parts)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    users, user_ids = _whole(*_codes(part.ids["user"] for part in parts), "user", notes)
+    items, item_ids = _whole(*_codes(part.ids["item"] for part in parts), "item", notes)
     del parts
-    users, user_ids, notes_on_users = _whole(users, user_ids, "user")
-    items, item_ids, notes_on_items = _whole(items, item_ids, "item")
-    notes += [*notes_on_users, *notes_on_items]
-    for role, ids in (("user", user_ids), ("item", item_ids)):
-        count, example = id_forms.clashes(ids)
-        if count:
-            notes.append(f"warning: {count:,} {role} ids differ from others only by .0 or blanks, such as {example}")
     if times is None and options.time is not False:
         notes.append(
             "time        no column is known as time: the order of the rows counts (data.columns.time=NAME, or =false)"
@@ -75,37 +59,35 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
     offsets = np.concatenate([[0], np.bincount(users, minlength=len(user_ids)).cumsum()])
     order = _order(users, times)
     items = items[order]
+    is_repeat = np.append(False, items[1:] == items[:-1])  # of the row before
+    is_repeat[offsets[:-1]] = False
     if options.deduplicate:
-        items, offsets = _without_repeats(items, offsets)
-    elif times is not None and (twice := _count_twice(items, offsets, times, order)):
-        notes.append(
-            f"repeats     {twice:,} rows have user, item and time of the row before and count again"
-            " (data.deduplicate=true leaves them out)"
-        )
+        items, offsets = items[~is_repeat], np.concatenate([[0], (~is_repeat).cumsum()])[offsets]
+    elif times is not None:
+        rows = np.flatnonzero(is_repeat)
+        if twice := int((times[order[rows]] == times[order[rows - 1]]).sum()):
+            notes.append(
+                f"repeats     {twice:,} rows have user, item and time of the row before and count again"
+                " (data.deduplicate=true leaves them out)"
+            )
     return Interactions(items, offsets, user_ids, item_ids, times is not None, tuple(notes))
 
 
 def _whole(
-    codes: NDArray[np.int32], ids: pa.StringArray, role: str
-) -> tuple[NDArray[np.int32], pa.StringArray, list[str]]:
-    """Ids without `.0` if all are whole numbers, with a note; else as they are."""
-    whole = id_forms.as_whole(ids)
-    if whole is None:
-        return codes, ids, []
-    encoded = whole.dictionary_encode()
-    number = encoded.dictionary[0].as_py()
-    note = f"ids         {role}: all are whole numbers, some written like {number}.0, and are read like {number}"
-    return encoded.indices.to_numpy()[codes], encoded.dictionary, [note]
-
-
-def _count_twice(
-    items: NDArray[np.int32], offsets: NDArray[np.int64], times: NDArray[Any], order: NDArray[np.int64]
-) -> int:
-    """Rows with the user, the item and the time of the row before them."""
-    is_repeat = items[1:] == items[:-1]
-    is_repeat[offsets[1:-1] - 1] = False
-    rows = np.flatnonzero(is_repeat)
-    return int((times[order[rows]] == times[order[rows + 1]]).sum())
+    codes: NDArray[np.int32], ids: pa.StringArray, role: str, notes: list[str]
+) -> tuple[NDArray[np.int32], pa.StringArray]:
+    """Ids without `.0` if all are whole numbers, else as they are; with notes on that, and on ids that are alike."""
+    if (whole := id_forms.as_whole(ids)) is not None:
+        encoded = whole.dictionary_encode()
+        codes, ids = encoded.indices.to_numpy()[codes], encoded.dictionary
+        number = ids[0].as_py()
+        notes.append(
+            f"ids         {role}: all are whole numbers, some written like {number}.0, and are read like {number}"
+        )
+    count, example = id_forms.clashes(ids)
+    if count:
+        notes.append(f"warning: {count:,} {role} ids differ from others only by .0 or blanks, such as {example}")
+    return codes, ids
 
 
 def read_ids(path: Path, role: str, options: TableOptions | None = None) -> pa.StringArray:
@@ -134,33 +116,32 @@ def _rated(part: Part, options: TableOptions) -> Part:
     if part.ratings is None or options.min_rating is None:
         return part
     is_kept = part.ratings >= options.min_rating
-    low = len(is_kept) - int(is_kept.sum())
     notes = [*part.notes]
-    if low:
+    if low := int((~is_kept).sum()):
         notes.append(f"left out    {low:,} rows rated lower than data.min_rating={options.min_rating:g}")
     return replace(part.take(is_kept), ratings=None, notes=notes)
 
 
 def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
     """Times of all files in one unit, as numbers. [R], or None if there are none."""
-    kinds = {None if part.times is None else part.times.dtype.kind == "M" for part in parts}
-    if len(kinds) > 1:
-        what = "only some have times" if None in kinds else "some have dates and some have numbers as times"
-        raise UserError(
-            f"the files of {path} do not fit together: {what}; leave times out with data.columns.time=false"
-        )
-    if kinds == {None}:
-        return None
     times: list[NDArray[Any]] = [part.times for part in parts if part.times is not None]
-    if kinds == {False}:
-        units = sorted({unit for array in times if len(array) and (unit := unit_of(array)) != np.inf})
-        if len(units) > 1:
-            found = " in some and ".join(UNIT_NAMES[unit] for unit in units)
-            raise UserError(
-                f"the files of {path} do not fit together: times are {found}"
-                " in others; write them in one unit, or leave times out with data.columns.time=false"
-            )
-    if len({array.dtype for array in times}) > 1 and kinds == {True}:
+    if not times:
+        return None
+    are_dates = {array.dtype.kind == "M" for array in times}
+    units = sorted({unit_of(array) for array in times if len(array) and array.dtype.kind != "M"} - {np.inf})
+    wrong = None
+    if len(times) < len(parts):
+        wrong = "only some have times;"
+    elif len(are_dates) > 1:
+        wrong = "some have dates and some have numbers as times;"
+    elif len(units) > 1:
+        found = " in some and ".join(UNIT_NAMES[unit] for unit in units)
+        wrong = f"times are {found} in others; write them in one unit, or"
+    if wrong:
+        raise UserError(
+            f"the files of {path} do not fit together: {wrong} leave times out with data.columns.time=false"
+        )
+    if len({array.dtype for array in times}) > 1 and are_dates == {True}:
         times = [array.astype("datetime64[us]") for array in times]
     joined = times[0] if len(times) == 1 else np.concatenate(times)
     return joined.view(np.int64) if joined.dtype.kind == "M" else joined
@@ -239,13 +220,3 @@ def stable_argsort(keys: NDArray[Any]) -> NDArray[np.int64]:
         digits = (above >> np.uint64(shift)).astype(np.uint16)
         order = order[np.argsort(digits[order], kind="stable")]
     return order
-
-
-def _without_repeats(
-    items: NDArray[np.int32], offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Leave out every item that follows itself in a history."""
-    is_new = np.ones(len(items), dtype=bool)
-    is_new[1:] = items[1:] != items[:-1]
-    is_new[offsets[:-1]] = True
-    return items[is_new], np.concatenate([[0], is_new.cumsum()])[offsets]

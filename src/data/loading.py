@@ -2,81 +2,61 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from .cache import Content, cached
+from .cache import cached
 from .interactions import Interactions, read_interactions
 from .readers import sources
-from .sequences import Sequences, build
+from .sequences import Indices, Sequences, Tokens, build
 from .table import TableOptions
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Histories to train on.
+    """Histories to train on, of the users and items that are left."""
 
-    Attributes:
-        sequences: of the users and items that are left.
-        item_ids: [N] strings, `item_ids[t - 1]` of token t.
-        user_ids: [E] strings, of the users that are left.
-        counts: interactions, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`.
-        notes: what reading the table had to say.
-    """
+    tokens: Tokens  # as in `Sequences`
+    offsets: Indices
+    item_ids: pa.StringArray  # [N] strings, `item_ids[t - 1]` of token t
+    user_ids: pa.StringArray  # [E] strings
+    counts: dict[str, int]  # rows, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`
+    notes: tuple[str, ...]  # what reading the table had to say
 
-    sequences: Sequences
-    item_ids: pa.StringArray
-    user_ids: pa.StringArray
-    counts: dict[str, int]
-    notes: tuple[str, ...]
+    @property
+    def sequences(self) -> Sequences:
+        return Sequences(self.tokens, self.offsets)
 
 
 def load_interactions(path: Path, options: TableOptions, cache: Path | None) -> Interactions:
     """`read_interactions`, from the folder `cache` if it has been read before."""
 
-    def make() -> Content:
-        table = read_interactions(path, options)
-        return Content(
-            {"items": table.items, "offsets": table.offsets},
-            {"user_ids": table.user_ids, "item_ids": table.item_ids},
-            {"has_time": table.has_time, "notes": list(table.notes)},
-        )
+    def make() -> Interactions:
+        return read_interactions(path, options)
 
-    content = cached(cache, "interactions", sources.find(path), asdict(options), make)
-    notes = tuple(content.facts["notes"])
-    return Interactions(**content.arrays, **content.ids, has_time=content.facts["has_time"], notes=notes)
+    name, files = "interactions", sources.find(path)
+    return cached(Interactions, make, folder=cache, name=name, files=files, settings=asdict(options))
 
 
 def load_training_data(
     path: Path, options: TableOptions, min_interactions: int, min_item_interactions: int, cache: Path | None
 ) -> TrainingData:
     """The table's histories as tokens, of the users and items that have enough interactions."""
+    least = {"min_interactions": min_interactions, "min_item_interactions": min_item_interactions}
 
-    def make() -> Content:
+    def make() -> TrainingData:
         interactions = load_interactions(path, options, cache)
-        sequences, item_ids, user_ids = build(interactions, min_interactions, min_item_interactions)
-        lengths = interactions.lengths
+        sequences, item_ids, user_ids = build(interactions, **least)
         counts = {
-            "rows": int(lengths.sum()),
-            "users": len(lengths),
+            "rows": len(interactions.items),
+            "users": len(interactions.user_ids),
             "items": len(interactions.item_ids),
             "has_time": int(interactions.has_time),
-            "short_users": len(lengths) - len(sequences.histories),
+            "short_users": len(interactions.user_ids) - len(user_ids),
             "short_users_rows": len(interactions.items) - len(sequences.tokens),
-            "longest_history": int(lengths.max()),
+            "longest_history": int(interactions.lengths.max()),
         }
-        return Content(
-            {"tokens": sequences.tokens, "offsets": sequences.offsets},
-            {"item_ids": item_ids, "user_ids": user_ids},
-            {"counts": counts, "notes": list(interactions.notes)},
-        )
+        return TrainingData(sequences.tokens, sequences.offsets, item_ids, user_ids, counts, interactions.notes)
 
-    settings: dict[str, Any] = {
-        **asdict(options),
-        "min_interactions": min_interactions,
-        "min_item_interactions": min_item_interactions,
-    }
-    content = cached(cache, "training", sources.find(path), settings, make)
-    sequences = Sequences(content.arrays["tokens"], content.arrays["offsets"])
-    return TrainingData(sequences, **content.ids, counts=content.facts["counts"], notes=tuple(content.facts["notes"]))
+    name, files = "training", sources.find(path)
+    return cached(TrainingData, make, folder=cache, name=name, files=files, settings=asdict(options) | least)

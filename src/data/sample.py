@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import metrics
+from ..atomic_files import part_of
 from ..errors import UserError
 
 USERS = 6000
@@ -70,7 +71,7 @@ def write(path: Path, seed: int) -> None:
             "time": times[users, places],
         }
     )
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     pyarrow.csv.write_csv(table, part)
     figures = metrics.means(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
     best_path.write_text(json.dumps({"seed": seed, "sha256": _sha256(part), "figures": figures}, indent=2) + "\n")
@@ -94,10 +95,7 @@ def titles() -> list[str]:
 
 
 class Catalogue:
-    """Films and series, numbered as in `titles`.
-
-    Args:
-        generator: draws which titles are popular.
+    """Films and series, numbered as in `titles`; the generator draws which are popular.
 
     Attributes:
         genres: [items] int64, genre of each.
@@ -117,12 +115,7 @@ class Catalogue:
 
 
 class Viewers:
-    """What viewers have watched so far, and the exact chance of each item to come next.
-
-    Args:
-        catalogue: what there is to watch.
-        users: number of viewers.
-    """
+    """What viewers have watched so far, and the exact chance of each item to come next."""
 
     def __init__(self, catalogue: Catalogue, users: int) -> None:
         self.catalogue = catalogue

@@ -24,15 +24,10 @@ Tokens = NDArray[Any]  # int32 or int64; what becomes a batch is int64
 
 @dataclass(frozen=True)
 class Spans:
-    """Stretches of a flat token array.
+    """Stretches of a flat token array."""
 
-    Attributes:
-        starts: [W] int64, first place of each.
-        stops: [W] int64, one past the last place.
-    """
-
-    starts: Indices
-    stops: Indices
+    starts: Indices  # [W], first place of each
+    stops: Indices  # [W], one past the last place
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,15 +47,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Histories of users as tokens.
+    """Histories of users as tokens."""
 
-    Attributes:
-        tokens: [R] int32 or int64, items 1..N, each user's in order of time.
-        offsets: [U + 1] int64; the history of user u is tokens[offsets[u] : offsets[u + 1]].
-    """
-
-    tokens: Tokens
-    offsets: Indices
+    tokens: Tokens  # [R], items 1..N, each user's in order of time
+    offsets: Indices  # [U + 1]; the history of user u is tokens[offsets[u] : offsets[u + 1]]
 
     @property
     def histories(self) -> Spans:
@@ -97,11 +87,7 @@ def n_core(interactions: "Interactions", min_interactions: int, min_item_interac
 def build(
     interactions: "Interactions", min_interactions: int, min_item_interactions: int = 1
 ) -> tuple[Sequences, pa.StringArray, pa.StringArray]:
-    """Histories of the n-core, as tokens in a vocabulary of its items alone.
-
-    Returns:
-        The sequences, the id of the item behind each token, `item_ids[t - 1]` of token t, and the ids of the users.
-    """
+    """Histories of the n-core as tokens, the ids of its items, `item_ids[t - 1]` of token t, and those of its users."""
     kept = n_core(interactions, min_interactions, min_item_interactions)
     is_used = np.zeros(len(kept.item_ids), dtype=bool)
     is_used[kept.items] = True
@@ -125,11 +111,7 @@ def encode(interactions: "Interactions", vocabulary: Vocabulary) -> tuple[Sequen
 
 
 def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tuple[Interactions, NDArray[np.bool_]]":
-    """The interactions of these users alone, in this order; a user of whom there are none has an empty history.
-
-    Returns:
-        The interactions of U users, and [U] bool, whether the table has the user.
-    """
+    """The interactions of these users alone, in this order, some have none; and [U] whether the table has the user."""
     places = id_forms.index_in(user_ids, interactions.user_ids)
     is_there = places >= 0
     starts = np.where(is_there, interactions.offsets[places], 0)
@@ -177,14 +159,7 @@ def windows(spans: Spans, max_len: int, stride: int) -> Spans:
 
 
 def pad_left(tokens: Tokens, spans: Spans, append: int | None = None) -> Indices:
-    """Spans side by side, padded on the left to the longest.
-
-    Args:
-        append: a token to put after each span.
-
-    Returns:
-        [B, L] int64, L the longest span (plus one with `append`).
-    """
+    """Spans side by side, padded on the left to the longest, and `append` after each: [B, L] int64."""
     places = spans.stops[:, None] + np.arange(-int(spans.lengths.max(initial=0)), 0)  # [B, L]
     padded = np.where(places >= spans.starts[:, None], tokens.take(places, mode="clip"), PAD).astype(np.int64)
     return padded if append is None else np.column_stack([padded, np.full(len(spans), append)])
@@ -192,7 +167,11 @@ def pad_left(tokens: Tokens, spans: Spans, append: int | None = None) -> Indices
 
 def flatten(tokens: Tokens, spans: Spans) -> tuple[Indices, Indices]:
     """Every token of every span, with the row it belongs to: rows [S] and tokens [S], both int64."""
-    lengths = spans.lengths
-    rows = np.repeat(np.arange(len(spans)), lengths)
-    places = np.arange(len(rows)) + np.repeat(spans.starts - (lengths.cumsum() - lengths), lengths)
+    rows, places = stretches(spans.starts, spans.lengths)
     return rows, tokens[places].astype(np.int64)
+
+
+def stretches(starts: Indices, lengths: Indices) -> tuple[Indices, Indices]:
+    """Stretches of so many places, one after the other: the stretch that each belongs to, and the places. [S], [S]."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)

@@ -4,7 +4,9 @@ pyarrow rather than polars or duckdb, because ids come out of its readers as ind
 is what sequences are made of, and because it is here already: the vocabulary and pandas' strings are made of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,6 @@ from numpy.typing import NDArray
 
 IDS = pa.dictionary(pa.int32(), pa.string())
 TEXT = pa.dictionary(pa.int32(), pa.binary())
-DROP_HINT = "or leave such rows out with data.on_bad_rows=drop"
 
 Times = NDArray[np.int64] | NDArray[np.float64] | NDArray[np.datetime64]
 
@@ -22,33 +23,23 @@ Times = NDArray[np.int64] | NDArray[np.float64] | NDArray[np.datetime64]
 class TableOptions:
     """How a table is to be read.
 
-    Attributes:
-        user, item, time, rating: names of the columns, or their places (from 1) in a table without a header line; None
-            where the name is one of `src.data.readers.columns.KNOWN_NAMES`. `time=False` ignores times.
-        delimiter: what stands between the fields of a text; None to find out.
-        encoding: of a text.
-        on_bad_rows: "error" or "drop".
-        min_rating: rows rated lower are left out; None does not look at ratings.
-        deduplicate: whether an item that follows itself in a history counts once.
-        time_format: of times that are text, as `strptime` has it; None takes numbers and ISO dates.
-        list_delimiter: what stands between the items of one cell; None where a cell holds one item.
-        history_lines: whether each line is a user and all items of the history, without a header line.
-        quotes: whether a field may be in quotes; False takes a quote as a letter like any other.
+    The first four are names of columns, or their places (from 1) in a table without a header line; None takes a name of
+    `src.data.readers.columns.KNOWN_NAMES`.
     """
 
     user: str | int | None = None
     item: str | int | None = None
-    time: str | int | bool | None = None
+    time: str | int | bool | None = None  # False ignores times
     rating: str | int | None = None
-    delimiter: str | None = None
-    encoding: str = "utf-8"
-    on_bad_rows: str = "error"
-    min_rating: float | None = None
-    deduplicate: bool = False
-    time_format: str | None = None
-    list_delimiter: str | None = None
-    history_lines: bool = False
-    quotes: bool = True
+    delimiter: str | None = None  # what stands between the fields of a text; None to find out
+    encoding: str = "utf-8"  # of a text
+    on_bad_rows: str = "error"  # or "drop"
+    min_rating: float | None = None  # rows rated lower are left out; None does not look at ratings
+    deduplicate: bool = False  # whether an item that follows itself in a history counts once
+    time_format: str | None = None  # of times that are text, as `strptime` has it; None takes numbers and ISO dates
+    list_delimiter: str | None = None  # what stands between the items of one cell; None where a cell holds one item
+    history_lines: bool = False  # whether each line is a user and all items of the history, without a header line
+    quotes: bool = True  # whether a field may be in quotes; False takes a quote as a letter like any other
 
     @property
     def has_header(self) -> bool:
@@ -62,20 +53,38 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One file that is being read."""
+
+    path: Path  # the file, for messages
+    content: pa.Buffer  # all its bytes, a text in UTF-8; None for a Parquet file that is read piece by piece
+    options: TableOptions
+    ids: Sequence[str]  # the columns of ids that must be there; times and ratings come only along with both
+    notes: list[str] = field(default_factory=list)  # what was found and done so far
+
+    @property
+    def roles(self) -> list[str]:
+        """The columns to read."""
+        roles = list(self.ids)
+        if len(roles) == 2:
+            roles += ["time"] if self.options.time is not False else []
+            roles += ["rating"] if self.options.min_rating is not None else []
+        return roles
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether an item is a cell of several, which may be empty."""
+        return self.options.list_delimiter is not None and "item" in self.ids
+
+
+@dataclass(frozen=True)
 class Part:
-    """What one file holds, R rows.
+    """What one file holds, R rows."""
 
-    Attributes:
-        ids: `user`, `item` or both -> R strings as indices into their distinct values.
-        times: [R], or None if there are none.
-        ratings: [R] float64, or None if nobody asked.
-        notes: what was found and done, for the person to read, one line each.
-    """
-
-    ids: dict[str, pa.ChunkedArray]
-    times: Times | None
-    ratings: NDArray[np.float64] | None
-    notes: list[str] = field(default_factory=list)
+    ids: dict[str, pa.ChunkedArray]  # `user`, `item` or both -> R strings as indices into their distinct values
+    times: Times | None  # [R], or None if there are none
+    ratings: NDArray[np.float64] | None  # [R] float64, or None if nobody asked
+    notes: list[str] = field(default_factory=list)  # what was found and done, for the person to read
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Part":
         """These rows alone, by their indices or by a mask."""

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 
 from ..errors import UserError
 from . import id_forms
 from .readers import columns, layout, sources
-from .readers.encodings import as_utf8
+from .readers.delimited import parse
 from .table import TableOptions, one_line
 
 # As `columns.simplified` has them; the first that is there is taken.
@@ -18,11 +17,7 @@ TITLE_NAMES += ["prodname", "booktitle"]
 
 
 class Titles:
-    """Titles by item id; an item without one is called by its id.
-
-    Args:
-        titles: id -> title.
-    """
+    """Titles by item id; an item without one is called by its id."""
 
     def __init__(self, titles: dict[str, str] | None = None) -> None:
         self.titles = titles or {}
@@ -50,47 +45,37 @@ def read_titles(path: str | None) -> Titles:
     if path is None:
         return Titles()
     file = Path(path).expanduser()
+    name_one = "name a CSV with the columns item and title with data.items_file=FILE"
     if not file.is_file():
-        raise UserError(
-            f"there is no file {file}: name a CSV with the columns item and title with data.items_file=FILE"
-        )
+        raise UserError(f"there is no file {file}: {name_one}")
     if not file.stat().st_size:
-        raise UserError(f"{file} is empty: name a CSV with the columns item and title with data.items_file=FILE")
-    source, _ = as_utf8(sources.load(file), TableOptions())
+        raise UserError(f"{file} is empty: {name_one}")
+    source = sources.load(file)
     if source.is_parquet:
         raise UserError(f"{file} is Parquet: data.items_file takes a CSV with the columns item and title")
-    delimiter, names = _header(source)
-    as_text = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names.values(), pa.string()), include_columns=list(names.values())
-    )
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    content, _ = sources.as_utf8(source, "utf-8")
+    found = _layout(file, content)
     try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(source.content), parse_options=parsing, convert_options=as_text
-        ).rename_columns(list(names))
+        table = parse(content, found, has_quotes=True, has_line_breaks=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as CSV: {one_line(error)}") from error
     return Titles(dict(zip(table["item"].to_pylist(), table["title"].to_pylist(), strict=True)))
 
 
-def _header(source: sources.Source) -> tuple[str, dict[str, str]]:
+def _layout(file: Path, content: pa.Buffer) -> layout.Layout:
     """The delimiter, and the names of the columns item and title."""
-    lines = layout.first_lines(source)[:1] or [""]
-    best: tuple[str, dict[str, str]] = ",", {}
-    options = TableOptions()
+    line = next(iter(layout.first_lines(content)), "")
+    best = layout.Layout({}, ",", has_header=True)
     for delimiter in (letters for letters in layout.DELIMITERS if len(letters) == 1):
-        header = layout.split(lines[0], delimiter, options)
-        found = {"item": columns.find(header, "item", options), "title": _titles(header)}
+        header = layout.split(line, delimiter)
+        known = [columns.simplified(name) for name in header]
+        titles = [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]
+        found = {"item": columns.find(header, "item", TableOptions()), "title": titles}
         named = {role: names[0] for role, names in found.items() if names and header.count(names[0]) == 1}
-        if len(named) > len(best[1]):
-            best = delimiter, named
-    missing = [name for name in ("item", "title") if name not in best[1]]
+        if len(named) > len(best.columns):
+            best = layout.Layout(named, delimiter, has_header=True)
+    missing = [name for name in ("item", "title") if name not in best.columns]
     if missing:
-        shown = ", ".join(layout.split(lines[0], best[0], options))
-        raise UserError(f"{source.path} needs the column {' and the column '.join(missing)} once: found {shown}")
-    return best[0], {role: best[1][role] for role in ("item", "title")}
-
-
-def _titles(header: list[str]) -> list[str]:
-    known = [columns.simplified(name) for name in header]
-    return [header[known.index(alias)] for alias in TITLE_NAMES if alias in known]
+        shown = ", ".join(layout.split(line, best.delimiter))
+        raise UserError(f"{file} needs the column {' and the column '.join(missing)} once: found {shown}")
+    return best

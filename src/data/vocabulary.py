@@ -15,25 +15,16 @@ from . import id_forms
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Items the model knows, and how often each was seen in training.
+    """Items the model knows, and how often each was seen in training."""
 
-    Attributes:
-        ids: [N] strings exactly as they stood in the table; `ids[i]` is token i + 1.
-        counts: [N] int64, training interactions of each item.
-    """
-
-    ids: pa.StringArray
-    counts: NDArray[np.int64]
+    ids: pa.StringArray  # [N] strings exactly as they stood in the table; `ids[i]` is token i + 1
+    counts: NDArray[np.int64]  # [N], training interactions of each item
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def encode(self, ids: pa.StringArray) -> NDArray[np.int64]:
-        """Token of each id, 0 where the id is unknown. [R] strings -> [R] int64.
-
-        37 finds 37.0 and the other way round if the id itself is unknown: tables write one number in both ways, and
-        older checkpoints have the second.
-        """
+        """Token of each id, as it is or else in its other form, 0 where both are unknown. [R] strings -> [R] int64."""
         return id_forms.index_in(ids, self.ids) + 1
 
     def decode(self, tokens: NDArray[np.int64]) -> pa.StringArray:

@@ -5,12 +5,11 @@ In: a `Source` and `TableOptions`. Out: a `Part`. Each format has a file of its 
 
 from collections.abc import Sequence
 
-from ..table import Part, TableOptions
+from ..table import Part, Reading, TableOptions
 from .delimited import read_delimited
-from .encodings import as_utf8
 from .json_lines import is_json, read_json_lines
 from .parquet import read_parquet
-from .sources import Source
+from .sources import Source, as_utf8
 
 __all__ = ["read_part"]
 
@@ -25,6 +24,7 @@ def read_part(source: Source, options: TableOptions, ids: Sequence[str] = ("user
         UserError: if the file cannot be read, lacks a column, or has bad rows that are not to be dropped.
     """
     if source.is_parquet:
-        return read_parquet(source, options, ids)
-    source, notes = as_utf8(source, options)
-    return (read_json_lines if is_json(source) else read_delimited)(source, options, ids, notes)
+        return read_parquet(Reading(source.path, source.content, options, ids))
+    content, notes = as_utf8(source, options.encoding)
+    reading = Reading(source.path, content, options, ids, notes)
+    return (read_json_lines if is_json(content) else read_delimited)(reading)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ..table import TableOptions
+from ..table import Reading, TableOptions
 from . import times
 
 # Small letters and digits alone, see `simplified`; the first name of a row that is there is taken.
@@ -28,9 +28,10 @@ KNOWN_NAMES = {
         "rating": "rating ratings overall stars score reviewscore",
     }.items()
 }
-LIST_NAMES = ["items", "itemids", "itemlist", "itemidlist", "itemsequence", "sequence", "history", "events"]
-TIME_LIST_NAMES = ["times", "timestamps", "timelist", "timestamplist"]
-ROLES = ("user", "item", "time")
+LIST_NAMES = {  # of columns that hold lists
+    "item": ["items", "itemids", "itemlist", "itemidlist", "itemsequence", "sequence", "history", "events"],
+    "time": ["times", "timestamps", "timelist", "timestamplist"],
+}
 LISTS = {"space": re.compile(r"\w*\d\w*( \w*\d\w*)+"), "comma": re.compile(r"\[.*\]")}  # cells of several ids
 NAMES_SHOWN = 12
 
@@ -43,91 +44,78 @@ def simplified(name: str) -> str:
 
 
 def find(names: Sequence[str], role: str, options: TableOptions, lists: Collection[str] = ()) -> list[str]:
-    """Names of the columns that may have this role, the best first: the one that was given, or the usual ones.
-
-    Args:
-        lists: which of the columns hold lists.
-    """
+    """Names of the columns that may have this role, the best first; some only if they hold lists."""
     given = getattr(options, role)
     if given is not None:
         return [given] if given in names else []
     known = [simplified(name) for name in names]
     found = [names[known.index(alias)] for alias in KNOWN_NAMES[role] if alias in known]
-    if role == "item":
-        found += [name for name in names if name in lists and simplified(name) in LIST_NAMES]
+    found += [name for name in names if name in lists and simplified(name) in LIST_NAMES.get(role, ())]
     if role == "time":
-        found += [name for name in names if name in lists and simplified(name) in TIME_LIST_NAMES]
         found += [name for name in names if name.strip().lower().endswith("_dt") and name not in found]
     return found
 
 
-def roles_of(options: TableOptions, ids: Sequence[str]) -> list[str]:
-    """What is to be read: times and ratings only along with both ids."""
-    roles = list(ids)
-    if len(ids) == 2:
-        roles += ["time"] if options.time is not False else []
-        roles += ["rating"] if options.min_rating is not None else []
-    return roles
-
-
-def choose(
-    cells: Cells, options: TableOptions, ids: Sequence[str], path: Path, lists: Collection[str] = ()
-) -> dict[str, str]:
-    """Name of the column in each role.
+def choose(cells: Cells, names: Sequence[str], reading: Reading, lists: Collection[str] = ()) -> dict[str, str]:
+    """Name of the column in each role, with notes on it.
 
     Args:
-        cells: every column of the table, in order, with the first of its cells.
-        lists: which of them hold lists.
+        cells: every column that may have one, in order, with the first of its cells.
+        names: all columns of the table.
+        lists: which columns hold lists.
 
     Raises:
-        UserError: if one is missing or has two roles, or if the time may be a column that no name tells.
+        UserError: if one is missing, stands twice or has two roles, or the time may be a column that no name tells.
     """
-    names = list(cells)
-    chosen, missing = {}, []
-    for role in roles_of(options, ids):
-        found, given = find(names, role, options, lists), getattr(options, role)
+    path = reading.path
+    shown = ", ".join([*cells][:NAMES_SHOWN]) + (", ..." if len(cells) > NAMES_SHOWN else "")
+    chosen: dict[str, str] = {}
+    missing = []
+    for role in reading.roles:
+        found, given = find([*cells], role, reading.options, lists), getattr(reading.options, role)
+        if found and names.count(found[0]) > 1:
+            raise UserError(f"{path} has the column {found[0]} more than once: keep one of them")
         if found:
             chosen[role] = found[0]
         elif given is not None:
-            raise UserError(f"{path} has no column {given}, which data.columns.{role} names: found {listed(names)}")
+            raise UserError(f"{path} has no column {given}, which data.columns.{role} names: found {shown}")
         elif role != "time":
             missing.append(role)
+    others = {name: column for name, column in cells.items() if name not in chosen.values()}
     if missing:
-        raise UserError(
-            f"{path} has no column {' and no column '.join(missing)}: found {listed(names)}; "
-            + proposal(cells, missing, chosen)
-        )
+        lacks = " and no column ".join(missing)
+        raise UserError(f"{path} has no column {lacks}: found {shown}; {proposal(others, missing, 'time' in chosen)}")
     for name in chosen.values():
         roles = [role for role in chosen if chosen[role] == name]
         if len(roles) > 1:
             raise UserError(f"{path}: the column {name} cannot be both {roles[0]} and {roles[1]}: name another one")
-    if "time" in roles_of(options, ids) and "time" not in chosen:
-        require_no_times(path, {name: cells[name] for name in cells if name not in chosen.values()})
+    if "time" in reading.roles and "time" not in chosen:
+        require_no_times(path, others, "column")
+    _tell(chosen, names, reading)
     return chosen
 
 
-def require_one_each(path: Path, names: Sequence[str], options: TableOptions, ids: Sequence[str]) -> None:
-    """Refuse a table in which a column that is needed stands twice.
+def _tell(columns: Mapping[str, str], names: Sequence[str], reading: Reading) -> None:
+    """Add notes if columns were recognised that are not called as the documentation calls them, or could be others."""
+    told = []
+    for role, name in columns.items():
+        rivals = [other for other in find(names, role, reading.options)[1:] if other not in columns.values()]
+        if name != role or rivals:
+            told.append(f"{name} as {role}" + (f" (not {', '.join(rivals)})" if rivals else ""))
+    if told:
+        reading.notes.append(f"columns     {', '.join(told)} (others with data.columns.user, item, time)")
+    rating = find(names, "rating", reading.options)
+    if len(reading.ids) == 2 and reading.options.min_rating is None and rating:
+        reading.notes.append(
+            f"ratings     {rating[0]} is not used: every row counts (data.min_rating=4 leaves lower ones out)"
+        )
 
-    Raises:
-        UserError: with its name.
-    """
-    for role in roles_of(options, ids):
-        for name in find(names, role, options)[:1]:
-            if names.count(name) > 1:
-                raise UserError(f"{path} has the column {name} more than once: keep one of them")
 
-
-def require_no_times(path: Path, others: Cells, places: bool = False) -> None:
-    """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows.
-
-    Raises:
-        UserError: with the settings to choose from.
-    """
+def require_no_times(path: Path, others: Cells, what: str) -> None:
+    """Refuse a table whose time stands in a column that no name tells, instead of taking the order of its rows."""
     found = [name for name, column in others.items() if times.look_like_times(column)]
     if found:
         ways = " or ".join(f"data.columns.time={shlex.quote(name)}" for name in found[:3])
-        what = "place" if places else "column"
         raise UserError(
             f"{path} has no known time column, but times in the {what} {found[0]}, such as"
             f" {next(cell for cell in others[found[0]] if cell)}: set {ways}, or data.columns.time=false to take the"
@@ -135,19 +123,15 @@ def require_no_times(path: Path, others: Cells, places: bool = False) -> None:
         )
 
 
-def proposal(cells: Cells, missing: Sequence[str], chosen: Mapping[str, str]) -> str:
+def proposal(others: Cells, missing: Sequence[str], has_time: bool) -> str:
     """What to set where columns are not known by their names, ready to be pasted."""
-    guessed = guess_roles({name: column for name, column in cells.items() if name not in chosen.values()}, missing)
-    if not guessed.keys() >= set(missing):
-        if "rating" in missing:
-            return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
-        return (
-            "the header must name user, item and, if there is one, time; say what they are called with"
-            f" data.columns.{missing[0]}=NAME, or =1, =2, ... if there is no header line"
-        )
-    is_time_open = "time" not in chosen and len(missing) > 1
+    if pasted := _pasted(others, missing, has_time or len(missing) == 1):
+        return f"say what they are called, such as {pasted}; or =1, =2, ... if there is no header line"
+    if "rating" in missing:
+        return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
     return (
-        f"say what they are called, such as {_pasted(guessed, is_time_open)}; or =1, =2, ... if there is no header line"
+        "the header must name user, item and, if there is one, time; say what they are called with"
+        f" data.columns.{missing[0]}=NAME, or =1, =2, ... if there is no header line"
     )
 
 
@@ -157,41 +141,43 @@ def places(rows: Sequence[Sequence[str]]) -> str | None:
     if len(first) < 2 or not any(_is_value(cell) for cell in first):
         return None
     whole = [row for row in rows if len(row) == len(first)]
-    guessed = guess_roles({str(n): column for n, column in enumerate(zip(*whole, strict=True), 1)}, ("user", "item"))
-    return _pasted(guessed, True) if {"user", "item"} <= guessed.keys() else None
+    cells = {str(place): column for place, column in enumerate(zip(*whole, strict=True), 1)}
+    return _pasted(cells, ("user", "item"), has_time=False)
 
 
-def _pasted(guessed: Mapping[str, str], is_time_open: bool) -> str:
-    roles = [role for role in guessed if role in ROLES and (role != "time" or is_time_open)]
-    settings = [f"data.columns.{role}={shlex.quote(guessed[role])}" for role in ROLES if role in roles]
-    return " ".join([*settings, *([f"data.list_delimiter={guessed['list']}"] if "list" in guessed else [])])
+def _pasted(cells: Cells, missing: Sequence[str], has_time: bool) -> str | None:
+    """Settings for roles that are missing, as the cells suggest them, and for lists; None if they suggest too few.
 
-
-def guess_roles(cells: Cells, missing: Sequence[str]) -> dict[str, str]:
-    """Roles that the cells suggest: a time by its looks, then the first columns that may be ids.
-
-    The key `list` is there too if the items are lists in a cell: the name of what stands between them.
+    The time is a column that looks like one, the ids are the first others that may be.
     """
-    guessed = {}
+    guessed: dict[str, str] = {}
     time = next((name for name, column in cells.items() if times.look_like_times(column)), None)
-    if time is not None:
-        guessed["time"] = time
     may_be_ids = [name for name, column in cells.items() if name != time and _may_be_ids(column)]
-    counts = [str(n) for n in range(1, 1000)]
-    # 1, 2, 3, ... down the rows numbers them, and a user comes more than once somewhere.
-    without_numbers = [
-        name for name in may_be_ids if len(cells[name]) < 3 or list(cells[name]) != counts[: len(cells[name])]
-    ]
-    if len(without_numbers) >= len([role for role in missing if role in ("user", "item")]):
+    without_numbers = [name for name in may_be_ids if not _number_the_rows(cells[name])]
+    if len(without_numbers) >= len({"user", "item"}.intersection(missing)):
         may_be_ids = without_numbers
     lists = {name: delimiter for name in may_be_ids if (delimiter := between(cells[name])) is not None}
     if "item" in missing and lists:
-        guessed["item"], guessed["list"] = next(iter(lists.items()))
+        guessed["item"] = next(iter(lists))
         may_be_ids = [name for name in may_be_ids if name not in lists]
     for role in ("user", "item"):
         if role in missing and role not in guessed and may_be_ids:
             guessed[role] = may_be_ids.pop(0)
-    return guessed
+    if not guessed.keys() >= set(missing):
+        return None
+    if time is not None and not has_time:
+        guessed["time"] = time
+    settings = [
+        f"data.columns.{role}={shlex.quote(guessed[role])}" for role in ("user", "item", "time") if role in guessed
+    ]
+    if guessed.get("item") in lists:
+        settings.append(f"data.list_delimiter={lists[guessed['item']]}")
+    return " ".join(settings)
+
+
+def _number_the_rows(column: Sequence[str]) -> bool:
+    """Whether cells are 1, 2, 3, ..., while a user comes more than once somewhere."""
+    return len(column) > 2 and list(column) == [str(number) for number in range(1, len(column) + 1)]
 
 
 def between(column: Sequence[str]) -> str | None:
@@ -201,12 +187,12 @@ def between(column: Sequence[str]) -> str | None:
     )
 
 
-def note_on_lists(path: Path, column: Sequence[str], options: TableOptions) -> list[str]:
-    """A warning if cells of items are read as one id each, but look like lists."""
-    delimiter = between(column) if options.list_delimiter is None else None
-    if delimiter is None:
-        return []
-    return [f"warning: {path} has {column[0][:60]!r} as one item: data.list_delimiter={delimiter} splits such cells"]
+def tell_of_lists(column: Sequence[str], reading: Reading) -> None:
+    """Add a warning if cells of items are read as one id each, but look like lists."""
+    delimiter = between(column) if reading.options.list_delimiter is None else None
+    if delimiter is not None:
+        cell = f"{column[0][:60]!r} as one item"
+        reading.notes.append(f"warning: {reading.path} has {cell}: data.list_delimiter={delimiter} splits such cells")
 
 
 def _may_be_ids(column: Sequence[str]) -> bool:
@@ -217,21 +203,3 @@ def _may_be_ids(column: Sequence[str]) -> bool:
 def _is_value(cell: str) -> bool:
     """Whether a cell is a number, a time or empty, as no name of a column is."""
     return re.fullmatch(r"\s*|-?\d+([.,]\d+)?", cell) is not None or times.look_like_times([cell])
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
-def notes(columns: Mapping[str, str], names: Sequence[str], options: TableOptions) -> list[str]:
-    """Notes if columns were recognised that are not called as the documentation calls them, or could be others."""
-    told = []
-    for role, name in columns.items():
-        rivals = [other for other in find(names, role, options)[1:] if other not in columns.values()]
-        if name != role or rivals:
-            told.append(f"{name} as {role}" + (f" (not {', '.join(rivals)})" if rivals else ""))
-    lines = [f"columns     {', '.join(told)} (others with data.columns.user, item, time)"] if told else []
-    rating = find(names, "rating", options)
-    if "user" in columns and "item" in columns and options.min_rating is None and rating:
-        lines.append(f"ratings     {rating[0]} is not used: every row counts (data.min_rating=4 leaves lower ones out)")
-    return lines

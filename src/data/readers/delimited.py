@@ -6,8 +6,10 @@ are at fault and why, or to leave them out.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +19,59 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..table import IDS, TEXT, BadRow, Part, TableOptions, one_line
+from ..table import IDS, TEXT, BadRow, Part, Reading, one_line
 from . import lists, rows
 from .layout import Layout, find_layout, first_lines
-from .sources import Source
 
-SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
 BLOCK = 2**23  # bytes that Arrow reads at a time
 LARGEST_BLOCK = 2**31 - 1
+SEPARATOR = "\x1f"  # what stands for a delimiter of several letters, which Arrow does not know
+NOT_AS_IT_IS = (pa.ArrowException, UnicodeError, LookupError, OSError)  # what Arrow raises where a text is not clean
 
 
-def read_delimited(source: Source, options: TableOptions, ids: Sequence[str], notes: list[str]) -> Part:
+def read_delimited(reading: Reading) -> Part:
     """Read a text in UTF-8 with a row a line; see `src.data.readers.read_part`."""
-    if options.history_lines:
-        return _read_history_lines(source, options, ids, notes)
-    layout = find_layout(source, options, ids)
-    notes += layout.notes
-    content = _one_letter_between(source.content, layout.delimiter, source.path)
-    quotes = _count(content, b'"') if options.quotes and len(layout.delimiter.encode()) == 1 else 0
-    has_quotes = quotes > 0
-    table, row_numbers, is_text = None, None, False
+    if reading.options.history_lines:
+        return _read_history_lines(reading)
+    layout, content = _one_letter_between(find_layout(reading), reading)
+    quotes = _count(content, b'"') if reading.options.quotes and layout.delimiter != SEPARATOR else 0
+    parse_it = partial(parse, content, has_quotes=quotes > 0)
+    table, row_numbers = None, None
     bad: list[BadRow] = []
-    try:
-        table = _parse(content, layout, has_quotes)
-        lines = _count(content, b"\n") + int(bytes(content[-1:]) != b"\n")
-        if has_quotes and (quotes % 2 or lines != len(table) + layout.has_header):
-            table = None  # a line break within a field, perhaps
-    except (pa.ArrowInvalid, UnicodeError):
-        pass  # the second look says where
-    except (pa.ArrowException, LookupError, OSError) as error:
-        raise UserError(f"{source.path} cannot be read as CSV: {one_line(error)}") from error
-    if table is None and has_quotes:
-        _check_quotes(source.path, content, layout)
-        table = _parse_with_line_breaks(content, layout)
-    has_cells = options.list_delimiter is not None and "item" in ids
-    if table is None or not rows.is_clean(table, options, has_cells):
-        is_text = True
-        table, bad, row_numbers = _parse_as_text(source.path, content, layout, has_quotes)
+    with suppress(*NOT_AS_IT_IS):
+        table = parse_it(layout)
+    lines = _count(content, b"\n") + int(bytes(content[-1:]) != b"\n") - layout.has_header
+    if quotes and (table is None or quotes % 2 or lines != len(table)):  # a line break within a field, perhaps
+        _check_quotes(reading.path, content, layout)
+        table = None
+        with suppress(*NOT_AS_IT_IS):
+            table = parse_it(layout, has_line_breaks=True)
+    if table is None or not rows.is_clean(table, reading):
+        table, bad, row_numbers = _parse_as_text(reading.path, parse_it, layout, is_ascii=_is_ascii(content))
     if len(table) == 0 and not bad:
-        raise UserError(f"{source.path} has a header but no rows: it needs one row for each interaction")
-    part = rows.finish(source.path, table, options, notes, bad, row_numbers, is_text, has_cells)
-    return lists.split_cells(part, options, source.path) if has_cells else part
+        raise UserError(f"{reading.path} has a header but no rows: it needs one row for each interaction")
+    return rows.finish(reading, table, bad, row_numbers)
 
 
-def _read_history_lines(source: Source, options: TableOptions, ids: Sequence[str], notes: list[str]) -> Part:
+def _read_history_lines(reading: Reading) -> Part:
     """Lines of a user and all items, as columns of users and of cells with many items."""
-    delimiter = options.delimiter or _delimiter_of_lists(first_lines(source))
-    content = source.content
-    assert content is not None
-    if SEPARATOR.encode() in content.to_pybytes():
-        raise UserError(f"{source.path} has the control character \\x1f in it, which lines of histories must not")
+    path, options = reading.path, reading.options
+    delimiter = options.delimiter or _delimiter_of_lists(first_lines(reading.content))
+    if options.delimiter is None:
+        shown = {" ": "blanks", "\t": "tabs"}.get(delimiter, repr(delimiter))
+        reading.notes.append(f"delimiter   lines of histories are split at {shown} (another with data.delimiter)")
+    if SEPARATOR.encode() in reading.content.to_pybytes():
+        raise UserError(f"{path} has the control character \\x1f in it, which lines of histories must not")
     try:
-        table = _read_csv(content, SEPARATOR, False, False, {"f0": pa.string()}, has_header=False)
+        table = parse(reading.content, Layout({"line": "f0"}, SEPARATOR, has_header=False), has_quotes=False)
     except (pa.ArrowException, UnicodeError) as error:
         raise UserError(
-            f"{source.path} is not utf-8 ({one_line(error)}): name its encoding, such as data.encoding=cp949"
+            f"{path} is not utf-8 ({one_line(error)}): name its encoding, such as data.encoding=cp949"
         ) from error
-    table = lists.user_and_items(table["f0"], delimiter)
-    is_clean = rows.is_clean(table, options, has_cells=True)
-    if not is_clean:
-        table = pa.table([rows.as_text(column) for column in table.columns], names=table.column_names)
-    part = rows.finish(source.path, table, options, notes, [], None, not is_clean, has_cells=True)
-    shown = {" ": "blanks", "\t": "tabs"}.get(delimiter, repr(delimiter))
-    if options.delimiter is None:
-        notes.append(f"delimiter   lines of histories are split at {shown} (another with data.delimiter)")
-    part = lists.split_cells(part, replace(options, list_delimiter=delimiter), source.path)
-    return replace(part, ids={role: part.ids[role] for role in ids})
+    table = lists.user_and_items(table["line"].cast(pa.string()), delimiter)
+    both = replace(reading, options=replace(options, list_delimiter=delimiter), ids=("user", "item"))
+    part = rows.finish(both, table)
+    return replace(part, ids={role: part.ids[role] for role in reading.ids})
 
 
 def _delimiter_of_lists(lines: list[str]) -> str:
@@ -91,13 +80,17 @@ def _delimiter_of_lists(lines: list[str]) -> str:
     return max(counts, key=counts.__getitem__) if any(counts.values()) else " "
 
 
-def _one_letter_between(content: pa.Buffer, delimiter: str, path: Path) -> pa.Buffer:
-    if len(delimiter.encode()) == 1:
-        return content
-    text = content.to_pybytes()
-    if SEPARATOR.encode() in text:
-        raise UserError(f"{path} has the control character \\x1f in it, which a delimiter of several letters must not")
-    return pa.py_buffer(text.replace(delimiter.encode(), SEPARATOR.encode()))
+def _one_letter_between(layout: Layout, reading: Reading) -> tuple[Layout, pa.Buffer]:
+    """The layout and the text with a delimiter that is one byte."""
+    delimiter = layout.delimiter.encode()
+    if len(delimiter) == 1:
+        return layout, reading.content
+    text, separator = reading.content.to_pybytes(), SEPARATOR.encode()
+    if separator in text:
+        raise UserError(
+            f"{reading.path} has the control character \\x1f in it, which a delimiter of several letters must not"
+        )
+    return replace(layout, delimiter=SEPARATOR), pa.py_buffer(text.replace(delimiter, separator))
 
 
 def _count(content: pa.Buffer, letter: bytes) -> int:
@@ -107,91 +100,66 @@ def _count(content: pa.Buffer, letter: bytes) -> int:
 
 
 def _is_ascii(content: pa.Buffer) -> bool:
-    whole = len(content) // 8 * 8
-    words = np.frombuffer(content.slice(0, whole), np.uint64)
-    high_bits = int(np.bitwise_or.reduce(words)) & 0x8080808080808080
-    return not high_bits and bytes(content[whole:]).isascii()
+    return bool(np.frombuffer(content, np.uint8).max(initial=0) < 128)
 
 
-def _parse(
+def parse(
     content: pa.Buffer,
     layout: Layout,
+    *,
     has_quotes: bool,
     has_line_breaks: bool = False,
-    as_text: Any = None,
+    bad: list[BadRow] | None = None,
     encoding: str = "utf8",
 ) -> pa.Table:
-    """The columns that are needed, named by their roles. With `as_text`, a handler of malformed rows, all as raw text.
+    """The columns that are needed, named by their roles.
 
-    Arrow finds its blocks sooner if it may cut the text at every line break, so that `has_line_breaks`, within fields,
-    is said only where it is so.
+    Args:
+        has_line_breaks: whether quoted fields may have some; without, Arrow finds its blocks sooner, at any line break.
+        bad: takes the rows with too few or too many fields; the columns then all are `TEXT`.
     """
-    types = {
-        name: TEXT if as_text else IDS for role, name in layout.columns.items() if as_text or role in ("user", "item")
-    }
-    table = _read_csv(
-        content,
-        layout.delimiter if len(layout.delimiter.encode()) == 1 else SEPARATOR,
-        has_quotes,
-        has_line_breaks,
-        types,
-        layout.has_header,
-        list(layout.columns.values()),
-        as_text,
-        encoding,
+    is_text, odd = bad is not None, bad if bad is not None else []
+    names = {role: name for role, name in layout.columns.items() if is_text or role not in ("time", "rating")}
+
+    def take_out(row: Any) -> str:
+        what = f"{row.actual_columns} of {row.expected_columns} fields"
+        odd.append(BadRow(row.number - layout.has_header, what, "fix or delete the row"))
+        return "skip"
+
+    convert = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names.values(), TEXT if is_text else IDS),
+        include_columns=list(layout.columns.values()),
+        check_utf8=encoding == "utf8" and not _is_ascii(content),
     )
-    return table.rename_columns(list(layout.columns))
+    parse = pyarrow.csv.ParseOptions(
+        delimiter=layout.delimiter,
+        quote_char='"' if has_quotes else False,
+        newlines_in_values=has_quotes and has_line_breaks,
+        invalid_row_handler=take_out if is_text else None,
+    )
 
-
-def _read_csv(
-    content: pa.Buffer,
-    delimiter: str,
-    has_quotes: bool,
-    has_line_breaks: bool,
-    types: dict[str, pa.DataType],
-    has_header: bool,
-    names: list[str] | None = None,
-    as_text: Any = None,
-    encoding: str = "utf8",
-    block: int = BLOCK,
-) -> pa.Table:
-    try:
-        return pyarrow.csv.read_csv(
-            pa.BufferReader(content),
-            read_options=pyarrow.csv.ReadOptions(
-                use_threads=not as_text,  # only one thread counts rows
-                block_size=block,
-                encoding=encoding,
-                autogenerate_column_names=not has_header,
-            ),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if has_quotes else False,
-                newlines_in_values=has_line_breaks,
-                invalid_row_handler=as_text,
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types,
-                include_columns=names,
-                check_utf8=encoding == "utf8" and not _is_ascii(content),
-            ),
+    def read(block: int) -> pa.Table:
+        odd.clear()
+        options = pyarrow.csv.ReadOptions(
+            use_threads=not is_text,  # only one thread counts rows
+            block_size=block,
+            encoding=encoding,
+            autogenerate_column_names=not layout.has_header,
         )
-    except pa.ArrowInvalid as error:  # a line that is longer than two blocks
-        if "straddl" not in str(error) or block >= min(2 * len(content), LARGEST_BLOCK):
-            raise
-        if as_text is not None:
-            as_text.__self__.clear()
-        larger = min(16 * block, LARGEST_BLOCK)
-        return _read_csv(
-            content, delimiter, has_quotes, has_line_breaks, types, has_header, names, as_text, encoding, larger
-        )
+        return pyarrow.csv.read_csv(pa.BufferReader(content), options, parse, convert)
+
+    return in_blocks(read, BLOCK, len(content)).rename_columns(list(layout.columns))
 
 
-def _parse_with_line_breaks(content: pa.Buffer, layout: Layout) -> pa.Table | None:
-    try:
-        return _parse(content, layout, has_quotes=True, has_line_breaks=True)
-    except (pa.ArrowInvalid, UnicodeError):
-        return None  # the second look says where
+def in_blocks(parse: Callable[[int], pa.Table], block: int, size: int) -> pa.Table:
+    """What `parse` makes of a text of `size` bytes in blocks of so many, or of more where a line is longer than two."""
+    while True:
+        try:
+            return parse(block)
+        except pa.ArrowInvalid as error:
+            if "straddl" not in str(error) or block >= min(2 * size, LARGEST_BLOCK):
+                raise
+            block = min(16 * block, LARGEST_BLOCK)
 
 
 def _check_quotes(path: Path, content: pa.Buffer, layout: Layout) -> None:
@@ -212,47 +180,23 @@ def _check_quotes(path: Path, content: pa.Buffer, layout: Layout) -> None:
         csv.field_size_limit(previous)
 
 
-class _Malformed:
-    """Collects the rows that have too few or too many fields."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.rows: list[BadRow] = []
-
-    def clear(self) -> None:
-        self.rows.clear()
-
-    def skip(self, row: Any) -> str:
-        what = f"{row.actual_columns} of {row.expected_columns} fields"
-        self.rows.append(BadRow(row.number - self.layout.has_header, what, "fix or delete the row"))
-        return "skip"
-
-
 def _parse_as_text(
-    path: Path, content: pa.Buffer, layout: Layout, has_quotes: bool
+    path: Path, parse_it: Callable[..., pa.Table], layout: Layout, is_ascii: bool
 ) -> tuple[pa.Table, list[BadRow], NDArray[np.int64]]:
     """The columns that are needed as they stand, the rows without them, and the numbers of the others."""
-    malformed = _Malformed(layout)
-    is_ascii = _is_ascii(content)
     if not is_ascii:
         # Every byte is a letter of Latin-1, so that Arrow takes any row; which ones are no UTF-8 is seen afterwards.
         latin = {role: name.encode().decode("latin-1") for role, name in layout.columns.items()}
         layout = replace(layout, columns=latin)
+    bad: list[BadRow] = []
     try:
-        table = _parse(
-            content,
-            layout,
-            has_quotes,
-            has_line_breaks=has_quotes,
-            as_text=malformed.skip,
-            encoding="utf8" if is_ascii else "latin-1",
-        )
-    except (pa.ArrowException, UnicodeError, LookupError, OSError) as error:
+        table = parse_it(layout, has_line_breaks=True, bad=bad, encoding="utf8" if is_ascii else "latin-1")
+    except NOT_AS_IT_IS as error:
         raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from error
     if not is_ascii:
         table = pa.table([_from_latin(column) for column in table.columns], names=table.column_names)
-    numbers = np.arange(1, len(table) + len(malformed.rows) + 1)
-    return table, malformed.rows, np.delete(numbers, [bad.row - 1 for bad in malformed.rows])
+    numbers = np.arange(1, len(table) + len(bad) + 1)
+    return table, bad, np.delete(numbers, [row.row - 1 for row in bad])
 
 
 def _from_latin(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -21,26 +21,12 @@ YEAR = 365.25 * 86400
 EARLIEST = 20 * YEAR  # 1990: what a person's log begins after, and few ids that are numbers lie behind
 ISO_DATE = re.compile(r"(19|20)\d\d-(0\d|1[0-2])-([0-2]\d|3[01])([T ]\d\d:\d\d.*)?")
 # Dates as people and programs write them beside ISO; where several fit, the message names them all.
-FORMATS = (
-    "%m/%d/%Y %I:%M:%S %p",
-    "%m/%d/%Y %H:%M:%S",
-    "%d/%m/%Y %H:%M:%S",
-    "%m/%d/%Y %H:%M",
-    "%d/%m/%Y %H:%M",
-    "%m/%d/%Y",
-    "%d/%m/%Y",
-    "%d.%m.%Y %H:%M:%S",
-    "%d.%m.%Y %H:%M",
-    "%d.%m.%Y",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d %H:%M",
-    "%Y/%m/%d",
-    "%m %d, %Y",
-    "%b %d, %Y",
-    "%d %b %Y",
-    "%a %b %d %H:%M:%S %z %Y",
+FORMATS = [
+    *("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"),
+    *("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%Y/%m/%d %H:%M:%S"),
+    *("%Y/%m/%d %H:%M", "%Y/%m/%d", "%m %d, %Y", "%b %d, %Y", "%d %b %Y", "%a %b %d %H:%M:%S %z %Y"),
     "%d/%b/%Y:%H:%M:%S %z",
-)
+]
 NOTHING = ("", "na", "n/a", "nan", "null", "none")
 
 
@@ -59,11 +45,6 @@ def look_like_times(cells: Sequence[str]) -> bool:
         return all(len(cell) == 8 for cell in cells) and bool(_fits("%Y%m%d", cells))
     may_be = all(6 <= len(cell) <= 40 and re.search(r"\d", cell) for cell in cells)
     return may_be and any(_fits(pattern, cells) for pattern in FORMATS)
-
-
-def formats_that_fit(cells: Sequence[str]) -> list[str]:
-    """Of `FORMATS`, those that read every cell."""
-    return [pattern for pattern in FORMATS if _fits(pattern, cells)]
 
 
 def _fits(pattern: str, cells: Sequence[str]) -> bool:
@@ -103,10 +84,8 @@ def judge(
         [V] times, and for each text that is none: its index -> what it is, and the way out.
     """
     column = pd.Series(texts, dtype="object")
-    numbers = pd.to_numeric(column, errors="coerce")
-    is_number = np.isfinite(numbers.to_numpy(np.float64))
-    if options.time_format is not None:
-        is_number[:] = False
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    is_number = np.isfinite(numbers) & (options.time_format is None)
     dates = pd.to_datetime(column, errors="coerce", format=options.time_format or "ISO8601", utc=True)
     is_date = dates.notna().to_numpy() & ~is_number
     times: Times
@@ -115,33 +94,33 @@ def judge(
         times = dates.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     else:
         is_good = is_number
-        chosen = pd.to_numeric(column[is_good]).to_numpy()
-        chosen = chosen if chosen.dtype == np.int64 else chosen.astype(np.float64)
-        times = np.zeros(len(texts), dtype=chosen.dtype)
-        times[is_good] = chosen
+        exact = pd.to_numeric(column[is_good]).to_numpy()
+        exact = exact if exact.dtype == np.int64 else exact.astype(np.float64)
+        times = np.zeros(len(texts), dtype=exact.dtype)
+        times[is_good] = exact
     wrong: dict[int, tuple[str, str]] = {}
-    other = None
-    for code in np.flatnonzero(~is_good).tolist():
+    others = np.flatnonzero(~is_good).tolist()
+    way_out = _way_out([texts[code] for code in others[:1000]], options)
+    for code in others:
         text = texts[code]
         if text.lower() in NOTHING:
             wrong[code] = ("no time", "fill it in, or leave the column out altogether with data.columns.time=false")
-        elif pd.notna(numbers[code]) and not is_number[code] and options.time_format is None:
+        elif np.isinf(numbers[code]) and options.time_format is None:
             wrong[code] = (f"the time {text}", "every time must be a finite number")
         else:
-            other = other or _other_times([texts[c] for c in np.flatnonzero(~is_good)[:1000].tolist()], options)
-            wrong[code] = (f"the time {text[:60]!r}", other)
+            wrong[code] = (f"the time {text[:60]!r}", way_out)
     return times, wrong
 
 
-def _other_times(texts: list[str], options: TableOptions) -> str:
-    """The way out where times are neither numbers nor ISO dates."""
+def _way_out(texts: list[str], options: TableOptions) -> str:
+    """What to do about times that are neither numbers nor ISO dates."""
     if options.time_format is not None:
         return f"it is not of the form data.time_format={options.time_format!r}"
-    fitting = formats_that_fit([text for text in texts if text.lower() not in NOTHING])
+    known = [text for text in texts if text.lower() not in NOTHING]
+    fitting = [f"'data.time_format={pattern}'" for pattern in FORMATS if known and _fits(pattern, known)]
     if fitting:
-        ways = " or ".join(f"'data.time_format={pattern}'" for pattern in fitting)
         which = ", whichever is meant" if len(fitting) > 1 else ""
-        return f"set {ways}{which}, or data.columns.time=false"
+        return f"set {' or '.join(fitting)}{which}, or data.columns.time=false"
     if all(re.fullmatch(r"\d+,\d+", text) for text in texts):
         return "write numbers with a point, not a comma"
     return (
@@ -155,41 +134,31 @@ def unit_of(times: Times) -> float:
     return max((unit for least, unit in UNITS if np.median(sample) >= least), default=math.inf)
 
 
-def _units_in(values: NDArray[Any]) -> list[float]:
-    """In which units some are Unix times from 1990 to next year."""
-    latest = time.time() + YEAR
-    return [unit for _, unit in UNITS if ((values >= EARLIEST * unit) & (values <= latest * unit)).any()]
-
-
 def notes(times: Times, path: Path, row_numbers: NDArray[np.int64] | None) -> list[str]:
-    """On times that are all the same, before 1970 or far in the future; they still have their place in the order.
-
-    Args:
-        row_numbers: [R], or None if they are 1, 2, 3, ...
-    """
+    """On times that are all the same, before 1970 or far in the future; they still have their place in the order."""
     if len(times) == 0:
         return []
     if len(times) > 1 and times.min() == times.max():
         return [f"warning: {path} has the same time in all {len(times):,} rows: the order of the rows decides"]
+    values: NDArray[Any] = times
+    per_second = 1.0
     if times.dtype.kind == "M":
-        values: NDArray[Any] = times.astype("datetime64[s]").astype(np.int64)
-        per_second = 1.0
+        values = times.astype("datetime64[s]").astype(np.int64)
     else:
-        values, per_second = times, unit_of(times)
-    latest = (time.time() + YEAR) * per_second
-    if values.min() >= 0 and values.max() <= latest:
-        spread = float(values.max()) / max(float(values.min()), 1.0)
-        units = _units_in(values) if per_second != 1.0 and spread > 100 else []
-        if len(units) < 2:
-            return []
+        per_second = unit_of(times)
+    now = time.time() + YEAR
+    is_odd = (values < 0) | (values > now * per_second)
+    if is_odd.any():
+        first = int(np.argmax(is_odd))
+        row = first + 1 if row_numbers is None else row_numbers[first]
         return [
-            f"warning: {path} has times in {' and in '.join(UNIT_NAMES[unit] for unit in units)}, whose order is wrong:"
-            " write them in one unit"
+            f"warning: {path} has {int(is_odd.sum()):,} times before 1970 or far in the future, first {times[first]} in"
+            f" data row {row}; they keep their place in the order"
         ]
-    is_odd = (values < 0) | (values > latest)
-    first = int(np.argmax(is_odd))
-    row = first + 1 if row_numbers is None else row_numbers[first]
-    return [
-        f"warning: {path} has {int(is_odd.sum()):,} times before 1970 or far in the future, first {times[first]} in"
-        f" data row {row}; they keep their place in the order"
-    ]
+    if per_second == 1.0 or float(values.max()) <= 100 * max(float(values.min()), 1.0):
+        return []
+    in_units = {unit: ((values >= EARLIEST * unit) & (values <= now * unit)).any() for _, unit in UNITS}
+    units = [UNIT_NAMES[unit] for unit, has_some in in_units.items() if has_some]
+    if len(units) < 2:
+        return []
+    return [f"warning: {path} has times in {' and in '.join(units)}, whose order is wrong: write them in one unit"]
