@@ -34,9 +34,18 @@ class TrainBatch(NamedTuple):
     """
 
     inputs: Tensor  # [B, L] int64, tokens after masking
-    places: Tensor  # [N] int64, where the targets stand in the flattened inputs [B * L], ascending among used slots
+    places: Tensor  # [N] int64, where the targets stand in the flattened inputs [B * L], in any order
     targets: Tensor  # [N] int64, the true item at each place, 1..num_items, or 0
     negatives: Negatives | None  # if the loss needs some
+    num_rows: int  # that count, at most B
+
+
+class RowBatch(NamedTuple):
+    """Rows of data that lies where the model is, for `src.data.fixed_shapes` to make a `TrainBatch` of."""
+
+    order: Tensor  # [B + 2] int64: rows, -1 for none, then the seed of this process' draws and that of all processes
+    length: int  # L
+    num_rows: int
 
 
 class PredictBatch(NamedTuple):

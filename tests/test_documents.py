@@ -304,7 +304,7 @@ def test_the_loss_in_the_korean_guide_is_that_of_the_model() -> None:
     model.eval()
     expected = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), ignore_index=0)
     chosen = labels[0].nonzero()[:, 0]
-    batch = TrainBatch(inputs, chosen, labels[0, chosen], None)
+    batch = TrainBatch(inputs, chosen, labels[0, chosen], None, 1)
     torch.testing.assert_close(model.loss(batch), expected)
     assert names["loss"].isfinite()
 

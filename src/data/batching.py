@@ -176,6 +176,7 @@ class TrainingSet(Dataset[TrainBatch]):
             torch.from_numpy(np.flatnonzero(is_chosen)),
             torch.from_numpy(targets if plan.counts else np.zeros_like(targets)),
             self.negative_sampler.draw(np.random.default_rng(plan.shared_entropy)) if self.negative_sampler else None,
+            len(plan.rows) if plan.counts else 0,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..batch import EvalBatch, TrainBatch
+from ..batch import EvalBatch, RowBatch, TrainBatch
 from ..errors import UserError
 from . import download, sample
 from .batching import (
@@ -27,6 +27,7 @@ from .batching import (
     ShuffledBatches,
     TrainingSet,
 )
+from .fixed_shapes import FixedShapes, RowSet, shapes
 from .loading import load_training_data
 from .sequences import Spans, evaluation_spans, flatten, training_spans, windows
 from .table import TableOptions
@@ -62,6 +63,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
     generate_sample: bool = False
     download: str | None = None  # name of a public data set to be fetched into `data_dir`, which then is the table
     download_url: str | None = None  # another address of it
+    on_device: bool | str = False  # whether training data lies where the model is, see `fixed_shapes`; "auto": on CUDA
+    compiles: bool = False  # whether `torch.compile` makes what draws masks there
     cache_dir: str | Path | None = None  # where the prepared data is kept between runs; None keeps nothing
     seed: int = 42  # with the epoch, what shuffling and masks follow from
 
@@ -129,15 +132,20 @@ class BERT4RecDataModule(pl.LightningDataModule):
             return self.spans.last(self.max_len)
         return windows(self.spans, self.max_len, self.window_stride)
 
-    def train_dataloader(self) -> DataLoader[TrainBatch]:
+    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[RowBatch]:
         spans = self.train_rows()
         negative_sampler = None
         if self.num_negatives:
             negative_sampler = NegativeSampler(self.vocabulary.counts, self.num_negatives, self.negative_power)
         shares = (self.mask_prob, self.mask_token_share, self.random_token_share, self.mask_last_share)
-        training_set = TrainingSet(self.sequences.tokens, spans, self.num_items, *shares, negative_sampler)
         sampler = ShuffledBatches(spans.lengths, self.batch_size, self.seed, *self._process())
         sampler.resume(*self.start)
+        if self._lies_on_device():
+            data = (self.sequences.tokens, spans, self._device(), self.num_items)
+            self.fixed_shapes = FixedShapes(*data, *shares, negative_sampler, self.compiles)
+            row_set = RowSet(spans.lengths, self.batch_size, shapes(int(spans.lengths.max())))
+            return DataLoader(**self._options(row_set, sampler) | {"num_workers": 0, "persistent_workers": False})
+        training_set = TrainingSet(self.sequences.tokens, spans, self.num_items, *shares, negative_sampler)
         # A GPU is busy with a step while the next batch is made, and would wait for several.
         ahead = min(BATCHES_AHEAD, TOKENS_AHEAD // (self.batch_size * self.max_len)) if self._on_cpu() else 1
         return AheadLoader(ahead=max(1, ahead), **self._options(training_set, sampler))
@@ -162,6 +170,10 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave it where it is on a CPU: Lightning would go through every tensor."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the training batch where its rows have gone."""
+        return self.fixed_shapes.batch(batch) if isinstance(batch, RowBatch) else batch
 
     def state_dict(self) -> dict[str, Any]:
         """The vocabulary, and by what the table is known again; plain containers, as in every checkpoint."""
@@ -210,8 +222,14 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _lies_on_device(self) -> bool:
+        return self._device().type == "cuda" if self.on_device == "auto" else bool(self.on_device)
+
     def _on_cpu(self) -> bool:
-        return self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        return self._device().type == "cpu"
 
     def _options(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> dict[str, Any]:
         """Of a loader that does no batching of its own: the sampler plans whole batches and the data set makes them."""

@@ -69,6 +69,7 @@ def evaluate(config: Config) -> None:
     print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
     _warn(held_out, vocabulary)
     cli.quiet()
+    devices.tune_cuda()
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
         devices=1,

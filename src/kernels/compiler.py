@@ -95,7 +95,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | UnavailableError:
     key = hashlib.sha256(repr((content, TYPES[dtype], _options(), _processor())).encode()).hexdigest()[:16]
     name = f"bert4rec-{TYPES[dtype]}-{key}.so"
     try:
-        kept = _folder() / name
+        kept = cache_folder() / name
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _is_own(kept.parent):
             if not (kept.exists() and _is_own(kept)):
@@ -120,7 +120,7 @@ def _options() -> list[str]:
     return [*OPTIONS, *shlex.split(os.environ.get(FLAGS, ""))]
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert4rec"
 
 

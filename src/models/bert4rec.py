@@ -1,6 +1,7 @@
 """BERT4Rec as a LightningModule: loss, steps, optimiser and prediction around `src.models.network.Network`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from torchmetrics import Metric
 
 from .. import metrics, ranking
 from ..batch import PAD, EvalBatch, PredictBatch, TrainBatch
+from ..compiled import Compiled
 from ..kernels import door
 from . import losses
 from .gathered_ranks import Ranks
@@ -82,23 +84,8 @@ class BERT4Rec(pl.LightningModule):
         self.topk = list(topk)
         self.predict_topk = 10
         self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
-        self.network = Network(
-            num_items,
-            Architecture(
-                hidden_units=hidden_units,
-                num_heads=num_heads,
-                num_layers=num_layers,
-                max_len=max_len,
-                dropout_rate=dropout_rate,
-                share_embeddings=share_embeddings,
-                attention_dropout_rate=attention_dropout_rate,
-                ffn_dropout_rate=ffn_dropout_rate,
-                embedding_norm_first=embedding_norm_first,
-                output_transform=output_transform,
-                output_bias=output_bias,
-                linear_init=linear_init,
-            ),
-        )
+        sizes = {field.name: self.hparams[field.name] for field in fields(Architecture)}
+        self.network = Network(num_items, Architecture(**sizes))
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         if loss != "softmax":
             # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
@@ -106,7 +93,8 @@ class BERT4Rec(pl.LightningModule):
             self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
-        self.step_targets = 0
+        self.compiles = False  # whether `torch.compile` makes the loss in training; its batches have few shapes then
+        self._compiled_loss: Callable[[TrainBatch], Tensor] | None = None
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
@@ -141,10 +129,10 @@ class BERT4Rec(pl.LightningModule):
         )
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.step_targets = int((batch.targets > PAD).sum())
-        self._count_loss(loss.detach().float(), self.step_targets)
-        return loss if self.trainer.world_size == 1 else loss * self._share(self.step_targets)
+        loss = (self._compiled_loss or self.loss)(batch._replace(num_rows=0))  # compiled anew for each other number
+        targets = (batch.targets > PAD).sum()  # a look at it would wait for a GPU
+        self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([loss.detach().float() * targets, targets])
+        return loss if self.trainer.world_size == 1 else loss * self._share(targets)
 
     def on_after_backward(self) -> None:
         """Exchange what DDP leaves out, before gradients are clipped."""
@@ -156,14 +144,9 @@ class BERT4Rec(pl.LightningModule):
     def _leaves_table_out_of_ddp(self) -> bool:
         return self.loss_name != "softmax" and self.trainer.world_size > 1
 
-    def _count_loss(self, loss: Tensor, targets: int) -> None:
-        """Take part of the mean loss of this step into that of the epoch."""
-        added = torch.stack([loss * self.step_targets, torch.full_like(loss, targets)])
-        self.epoch_loss = self.epoch_loss.to(loss.device) + added
-
-    def _share(self, targets: int) -> Tensor:
+    def _share(self, targets: Tensor) -> Tensor:
         """Weight of this process' mean loss, so that the average over processes is the mean over all targets."""
-        mine = torch.tensor(float(targets), device=self.device)
+        mine = targets.float()
         total: Tensor = self.trainer.strategy.reduce(mine.clone(), reduce_op="sum")
         return mine * self.trainer.world_size / total
 
@@ -172,6 +155,8 @@ class BERT4Rec(pl.LightningModule):
 
         A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
         """
+        if self.compiles:
+            self._compiled_loss = Compiled(self.loss)
         if self._leaves_table_out_of_ddp():
             torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
         if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:
@@ -187,6 +172,9 @@ class BERT4Rec(pl.LightningModule):
                 group |= optimizer.defaults | {"lr": self.lr * factor, "weight_decay": decay}
             for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
                 state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
+
+    def on_train_end(self) -> None:
+        self._compiled_loss = None
 
     def on_train_epoch_start(self) -> None:
         self.epoch_loss = torch.zeros(2, device=self.device)

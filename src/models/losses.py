@@ -11,9 +11,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from ..batch import PAD, Negatives
 from .network import Network
 
-# So many logits, 16 MiB, are in memory at a time, but those of at least so many targets: for each chunk of rows the
-# whole output matrix is read.
-LOGITS_AT_A_TIME, LEAST_ROWS = 2**22, 128
+# So many logits are in memory at a time, 16 MiB on a CPU and 256 MiB elsewhere, where a chunk has to keep thousands of
+# cores busy, but those of at least so many targets: for each chunk of rows the whole output matrix is read.
+LOGITS_AT_A_TIME, LOGITS_ON_GPU, LEAST_ROWS = 2**22, 2**26, 128
 # Where PyTorch has sparse gradients of embeddings; elsewhere, such as on MPS, they are dense.
 HAVE_SPARSE = ("cpu", "cuda")
 
@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix, loss = weight.to(dtype), hidden.new_zeros((), dtype=wide)
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
-        rows = max(LEAST_ROWS, LOGITS_AT_A_TIME // len(weight))
+        rows = max(LEAST_ROWS, (LOGITS_AT_A_TIME if device == "cpu" else LOGITS_ON_GPU) // len(weight))
         held = matrix.new_empty(min(rows, len(hidden)), len(weight))
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), rows):

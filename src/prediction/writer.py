@@ -219,6 +219,7 @@ def write_predictions(
     writer = PredictionWriter(
         output_path, vocabulary, user_ids, histories.lengths > 0, popular[: settings.topk], settings.with_scores
     )
+    devices.tune_cuda()
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
         devices=config.training.devices,

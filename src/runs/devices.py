@@ -19,6 +19,13 @@ def trains_on_cuda(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
+def tune_cuda() -> None:
+    """Keep torch from what is slow here on CUDA, and compiled code from one run to the next."""
+    # In 16 bits cuDNN's attention makes a plan for each new shape, which takes it up to 0.2 s; ranking has many shapes.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiler.cache_folder() / "inductor"))
+
+
 def describe(trainer: pl.Trainer) -> dict[str, str]:
     """The device and the precision of a trainer, for people and for metrics.json.
 

@@ -36,6 +36,8 @@ def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
     if config.data.holdout and training.val_check_interval > training.num_epochs:
         why = f"training.num_epochs={training.num_epochs} would end before the first validation"
         yield "training.val_check_interval", f"{training.val_check_interval:g}", why
+    if training.compile is True and config.data.on_device is False:
+        yield "training.compile", True, "data.on_device=false makes batches of ever new shapes; use data.on_device=true"
     if config.data.window_stride is not None and config.data.window_stride > model.max_len:
         why = f"above model.max_len={model.max_len} it would leave items out between the windows"
         yield "data.window_stride", config.data.window_stride, why

@@ -64,6 +64,11 @@ def choice(meaning: str, options: Sequence[str]) -> Any:
     return setting(meaning, f"choose from {', '.join(options)}", lambda value: value in options)
 
 
+def switch(meaning: str) -> Any:
+    """auto, true or false."""
+    return setting(meaning, "give auto, true or false", lambda value: value == "auto" or isinstance(value, bool))
+
+
 def choices(meaning: str, options: Sequence[str], way_out: str, required: Sequence[str] = ()) -> Any:
     """A list of some of a few words, among them the required ones."""
     return setting(meaning, way_out, lambda value: set(required) <= set(value) <= set(options))

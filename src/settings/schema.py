@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .fields import choice, choices, path, rate, section, setting, share, whole
+from .fields import choice, choices, path, rate, section, setting, share, switch, whole
 
 SCHEDULERS = ("none", "linear", "cosine")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
@@ -127,6 +127,7 @@ class DataConfig:
         "null: the last max_len items; n: windows of max_len items, n apart, over the whole history", least=1
     )
     num_workers: int = whole("DataLoader worker processes (GPU only: on a CPU no core is idle for them)", least=0)
+    on_device: Any = switch("training data and masks on the device, in few fixed shapes (auto: on CUDA | true | false)")
 
     def __post_init__(self) -> None:
         for name in ("delimiter", "list_delimiter"):  # as one types it in a shell
@@ -211,6 +212,9 @@ class TrainingConfig:
     precision: str = choice(
         "floating-point precision, as in Lightning (32-true | bf16-mixed | 16-mixed | ...)", PRECISIONS
     )
+    compile: Any = switch("torch.compile in training (auto: on CUDA | true | false); needs data.on_device")
+    tf32: bool = setting("TF32 for float32 products of training on CUDA: faster, 10 bits of mantissa")
+    deterministic: bool = setting("bit-identical repeats on a GPU too, slower; a CPU's are anyway")
     checkpoint_every_n_steps: int | None = whole("write last.ckpt every n steps too (null: each epoch only)", least=1)
     resume: Any = path(
         "resume from last.ckpt (true | false | auto: if it exists | a checkpoint's path)",
@@ -271,11 +275,7 @@ class Config:
         lambda value: 0 <= value < 2**32,
     )
     auto: bool = setting("choose model and batch size by data and memory")
-    native: Any = setting(
-        "compiled CPU kernels (auto: if a C compiler exists | true: required | false: plain PyTorch)",
-        "give auto, true or false",
-        lambda value: value == "auto" or isinstance(value, bool),
-    )
+    native: Any = switch("compiled CPU kernels (auto: if a C compiler exists | true: required | false: plain PyTorch)")
     output_dir: str = path("folder for checkpoints, logs, metrics.json and predictions.csv")
     data: DataConfig = section()
     model: ModelConfig = section()

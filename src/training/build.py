@@ -23,7 +23,7 @@ from ..settings.schema import TrainingConfig
 from ..sweep import sweep
 from ..sweep.pruning import Pruning
 from . import auto_size, logs, resume
-from .callbacks import LastCheckpoint
+from .callbacks import LastCheckpoint, Tf32
 from .checkpoint_io import SafeCheckpointIO
 
 
@@ -51,9 +51,18 @@ def build_data(config: Config) -> BERT4RecDataModule:
         generate_sample=config.data.generate_sample,
         download=config.data.download,
         download_url=config.data.download_url,
+        on_device=compiles(config) or config.data.on_device,
+        compiles=compiles(config),
         cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
     )
+
+
+def compiles(config: Config) -> bool:
+    """Whether `torch.compile` makes the steps of training."""
+    if config.training.compile != "auto":
+        return bool(config.training.compile)
+    return config.data.on_device is not False and devices.trains_on_cuda(config.training.accelerator)
 
 
 def size_by_data(config: Config, data: BERT4RecDataModule) -> Config:
@@ -114,7 +123,8 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
         "auto_insert_metric_name": False,
         "enable_version_counter": False,
     }
-    callbacks: list[pl.Callback] = [FreedMemory()]
+    devices.tune_cuda()
+    callbacks: list[pl.Callback] = [FreedMemory(), Tf32()] if training.tf32 else [FreedMemory()]
     if config.data.holdout:
         monitor: dict[str, Any] = {"monitor": training.monitor_metric, "mode": "max"}
         callbacks.append(ModelCheckpoint(filename=folder.best.stem, **monitor, **save))
@@ -156,6 +166,7 @@ def _trainer(training: TrainingConfig, callbacks: list[pl.Callback], log_to: lis
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own samplers share the rows out
         log_every_n_steps=10,
+        deterministic=training.deterministic,
         **validation_schedule(training),
     )
 

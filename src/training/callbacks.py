@@ -192,6 +192,26 @@ class LastCheckpoint(Checkpoint):
         self._handlers = {}
 
 
+class Tf32(pl.Callback):
+    """Float32 products in TF32 while training computes; what ranks stays in float32."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.set_float32_matmul_precision("high")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.set_float32_matmul_precision("highest")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            torch.set_float32_matmul_precision("high")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.set_float32_matmul_precision("highest")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        torch.set_float32_matmul_precision("highest")
+
+
 def seed(number: int, device: torch.device) -> None:
     """Seed torch's generators of the processor and of this device.
 

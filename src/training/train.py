@@ -80,6 +80,7 @@ def fit_and_evaluate(config: Config) -> float | None:
         say(f"note: no compiled kernels, so training takes 1.2 to 3 times as long: {compiler.missing()}")
     build.require_memory(config, data.num_items)
     model = build.build_model(config, data.num_items)
+    model.compiles = build.compiles(config)
     say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")
 
     folder = RunFolder.at(config.output_dir)

@@ -43,7 +43,7 @@ def make_model(seed: int = 0, **options: Any) -> BERT4Rec:
 
 def make_batch(inputs: Tensor, labels: Tensor) -> TrainBatch:
     """A training batch from labels as common ports have them: [B, L], 0 where nothing is to be predicted."""
-    return TrainBatch(inputs, labels.flatten().nonzero()[:, 0], labels[labels != 0], None)
+    return TrainBatch(inputs, labels.flatten().nonzero()[:, 0], labels[labels != 0], None, len(inputs))
 
 
 INPUTS = torch.tensor([[0, 0, 4, MASK, 9], [MASK, 2, 2, MASK, 13], [0, 0, 0, 0, MASK]])

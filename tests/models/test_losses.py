@@ -175,6 +175,7 @@ BATCH = TrainBatch(
     places=torch.tensor([1, 5]),
     targets=torch.tensor([4, 9]),
     negatives=None,
+    num_rows=2,
 )
 
 

@@ -49,6 +49,7 @@ VARIANTS = {
         "training.gradient_clip=0.5",
     ),
     "max_steps": ("training.max_steps=18",),
+    "data on the device": ("data.on_device=true", "training.loss=gbce", "model.dropout_rate=0.3"),
     "early stopping": ("training.early_stopping=true", "training.early_stopping_patience=1", "training.lr=1e-12"),
 }
 

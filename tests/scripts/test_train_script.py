@@ -4,10 +4,12 @@ import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.command_line.words import quote_text
@@ -481,3 +483,14 @@ def test_longer_is_longer_after_a_run_that_max_steps_ended(table: Table, tmp_pat
 def overrides_of(line: str) -> list[str]:
     """The overrides of a proposed command."""
     return [word for word in shlex.split(line) if "=" in word]
+
+
+def test_a_compiled_step_trains_as_a_plain_one(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the part of torch.compile that reads the step; what a compiler makes of it takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    settings = (TWO_EPOCHS, "model.dropout_rate=0", "data.batch_size=10", "native=false")
+    plain = train_here(table, tmp_path / "plain", *settings, "data.on_device=true")
+    compiled = train_here(table, tmp_path / "compiled", *settings, "training.compile=true", "training.tf32=true")
+    for name, weight in checkpoint(plain.last)["state_dict"].items():
+        torch.testing.assert_close(checkpoint(compiled.last)["state_dict"][name], weight)
+    assert torch.get_float32_matmul_precision() == "highest"

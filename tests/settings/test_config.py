@@ -424,6 +424,7 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"model.hidden_units": 30}, "model.hidden_units=30", "divisible by model.num_heads=4"),
         ({"model.num_heads": 5}, "model.hidden_units=64", "divisible by model.num_heads=5"),
         ({"model.mask_token_share": 0.95}, "model.random_token_share=0.1", "model.mask_token_share=0.95"),
+        ({"training.compile": True, "data.on_device": False}, "training.compile=true", "data.on_device=true"),
         ({"data.holdout": 0, "training.early_stopping": True}, "training.early_stopping=true", "data.holdout=0"),
         ({"data.window_stride": 9, "model.max_len": 8}, "data.window_stride=9", "model.max_len=8"),
         ({"data.columns.user": 1}, "data.columns=[1]", "user and item need places"),

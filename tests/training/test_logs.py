@@ -137,7 +137,7 @@ def test_throughput_counts_training_sequences_and_training_time_alone(monkeypatc
     logger = mock.Mock()
     callback, module, trainer = logs.Throughput(), mock.Mock(), mock.Mock(world_size=2, loggers=[logger])
     trainer.global_step = 5
-    batch = TrainBatch(torch.zeros(12, 3), torch.zeros(0), torch.zeros(0), None)
+    batch = TrainBatch(torch.zeros(12, 3), torch.zeros(0), torch.zeros(0), None, 12)
     for _ in range(2):
         callback.on_train_epoch_start(trainer, module)
         for _ in range(3):
