@@ -33,6 +33,7 @@ class Observer(Metric):
     Args:
         negatives: sampled protocol -> [E, n] int64 tokens, from `src.evaluation.protocols.draw`.
         list_length: K, not above the number of tokens.
+        joins_processes: False if each process sees all users, True if each has a share of them.
     """
 
     full_state_update = False
@@ -40,8 +41,8 @@ class Observer(Metric):
     ranks: list[Tensor]
     lists: list[Tensor]
 
-    def __init__(self, negatives: Mapping[str, Indices], list_length: int) -> None:
-        super().__init__()
+    def __init__(self, negatives: Mapping[str, Indices], list_length: int, joins_processes: bool = True) -> None:
+        super().__init__(sync_on_compute=joins_processes)
         self.negatives = {protocol: torch.from_numpy(tokens) for protocol, tokens in negatives.items()}
         self.list_length = list_length
         for name in ("users", "ranks", "lists"):
@@ -85,8 +86,11 @@ class Scorer(Protocol):
 
 @torch.inference_mode()
 def observe(score: Scorer, evaluation_set: EvaluationSet, observer: Observer, batch_size: int = 256) -> Outcomes:
-    """Rank and list for every user of the set by the rules that hold for a model."""
-    observer.sync_on_compute = False  # every process sees all users here
+    """Rank and list for every user of the set by the rules that hold for a model.
+
+    Args:
+        observer: one that joins no processes.
+    """
     batch_size = min(batch_size, ranking.rows_at_a_time(evaluation_set.num_items))
     for start in range(0, len(evaluation_set.targets), batch_size):
         users = np.arange(start, min(start + batch_size, len(evaluation_set.targets)))

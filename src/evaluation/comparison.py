@@ -48,9 +48,9 @@ class Contest:
                     f" for {protocol}, and get those"
                 )
 
-    def observer(self) -> Observer:
+    def observer(self, joins_processes: bool = True) -> Observer:
         """What a contestant has to be watched by; see `Observer`."""
-        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2))
+        return Observer(self.negatives, min(max(self.topk), len(self.counts) + 2), joins_processes)
 
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
@@ -60,7 +60,7 @@ class Contest:
             "item-item": LastItemSuccessors(self.evaluation_set.tokens, training_spans, self.counts),
         }
         for name, scorer in scorers.items():
-            self.outcomes[name] = observe(scorer, last_item_only, self.observer())
+            self.outcomes[name] = observe(scorer, last_item_only, self.observer(joins_processes=False))
 
     def figures(self, protocol: str, prefix: str) -> Figures:
         """Metrics of every contestant, `{prefix}hit@K` and so on, under one protocol.

@@ -80,6 +80,7 @@ def session(order: dict[str, Any], environment: dict[str, str], out: int, log: i
         os.setsid()
         out = log = os.open(order["terminal"], os.O_RDWR)  # the first that a leader of a session opens controls it
         os.dup2(out, 0)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # as Python has it on a terminal
     os.dup2(out, 1)
     os.dup2(log, 2)
     if "cwd" in order:
