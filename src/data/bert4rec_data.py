@@ -63,8 +63,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
     generate_sample: bool = False
     download: str | None = None  # name of a public data set to be fetched into `data_dir`, which then is the table
     download_url: str | None = None  # another address of it
-    on_device: bool | str = False  # whether training data lies where the model is, see `fixed_shapes`; "auto": on CUDA
-    compiles: bool = False  # whether `torch.compile` makes what draws masks there
+    on_device: bool | str = "auto"  # whether training data lies where the model is, see `fixed_shapes`; auto: on CUDA
     cache_dir: str | Path | None = None  # where the prepared data is kept between runs; None keeps nothing
     seed: int = 42  # with the epoch, what shuffling and masks follow from
 
@@ -142,7 +141,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         sampler.resume(*self.start)
         if self._lies_on_device():
             data = (self.sequences.tokens, spans, self._device(), self.num_items)
-            self.fixed_shapes = FixedShapes(*data, *shares, negative_sampler, self.compiles)
+            self.fixed_shapes = FixedShapes(*data, *shares, negative_sampler)
             row_set = RowSet(spans.lengths, self.batch_size, shapes(int(spans.lengths.max())))
             return DataLoader(**self._options(row_set, sampler) | {"num_workers": 0, "persistent_workers": False})
         training_set = TrainingSet(self.sequences.tokens, spans, self.num_items, *shares, negative_sampler)

@@ -8,7 +8,6 @@ R tokens of the data, W rows of it, B batch, L length of the batch, K negatives.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..batch import PAD, Negatives, RowBatch, TrainBatch, mask_token
-from ..compiled import Compiled
 from . import random_bits
 from .batching import NegativeSampler, Plan
 from .sequences import Indices, Spans
@@ -78,7 +76,6 @@ class FixedShapes:
         tokens: [R].
         spans: W rows of it, at most `max_len` long.
         device: where all that is to be.
-        compiles: whether `torch.compile` puts the many small operations into few.
         others: as in `src.data.batching.TrainingSet`.
     """
 
@@ -93,7 +90,6 @@ class FixedShapes:
         random_token_share: float,
         mask_last_share: float,
         negative_sampler: NegativeSampler | None = None,
-        compiles: bool = False,
     ) -> None:
         self.tokens = torch.from_numpy(np.asarray(tokens)).to(device)
         self.starts, self.stops = (torch.from_numpy(places).to(device) for places in (spans.starts, spans.stops))
@@ -108,30 +104,26 @@ class FixedShapes:
             self.num_negatives = negative_sampler.size
             self.cumulative = torch.from_numpy(negative_sampler.cumulative).to(device)
             self.log_counts = torch.from_numpy(negative_sampler.log_counts).to(device)
-        self._make: Callable[[Tensor, int], TrainBatch] = Compiled(self._batch) if compiles else self._batch
 
     def batch(self, rows: RowBatch) -> TrainBatch:
         """Look the rows up and mask them; what it gives follows from `rows` alone, whatever the device."""
-        return self._make(rows.order, rows.length)._replace(num_rows=rows.num_rows)
-
-    def _batch(self, order: Tensor, length: int) -> TrainBatch:
-        which, seed, shared_seed = order[:-2], order[-2], order[-1]
-        sequences = self._sequences(which, length)  # [B, L]
+        which, seed, shared_seed = rows.order[:-2], rows.order[-2], rows.order[-1]
+        sequences = self._sequences(which, rows.length)  # [B, L]
         is_target, inputs = self._mask(sequences, seed)
-        place = torch.arange(is_target.numel(), device=order.device)
-        room = slots(len(which), length, self.mask_prob)
+        place = torch.arange(is_target.numel(), device=seed.device)
+        room = slots(len(which), rows.length, self.mask_prob)
         slot = is_target.flatten().cumsum(0) - 1
         is_target &= (slot < room).view_as(is_target)
         slot = torch.where(is_target.flatten(), slot, room)  # all others go where nobody looks
         places, targets = (
-            torch.zeros(room + 1, dtype=torch.long, device=order.device).scatter(0, slot, values)[:room]
+            torch.zeros(room + 1, dtype=torch.long, device=seed.device).scatter(0, slot, values)[:room]
             for values in (place, sequences.flatten())
         )
         inputs = torch.where(is_target, inputs, sequences)
         # A row for nothing still has something to look at: attention to nothing is no number.
         inputs[:, -1] = torch.where(which == NO_ROW, mask_token(self.num_items), inputs[:, -1])
         negatives = self._negatives(shared_seed) if self.num_negatives else None
-        return TrainBatch(inputs, places, targets, negatives, 0)
+        return TrainBatch(inputs, places, targets, negatives, rows.num_rows)
 
     def _sequences(self, which: Tensor, length: int) -> Tensor:
         """[B] -> [B, L], padded on the left."""

@@ -93,7 +93,7 @@ class BERT4Rec(pl.LightningModule):
             self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
-        self.compiles = False  # whether `torch.compile` makes the loss in training; its batches have few shapes then
+        self.compiles = False  # whether `torch.compile` makes the softmax loss in training, of batches of few shapes
         self._compiled_loss: Callable[[TrainBatch], Tensor] | None = None
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
@@ -155,7 +155,7 @@ class BERT4Rec(pl.LightningModule):
 
         A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
         """
-        if self.compiles:
+        if self.compiles and self.loss_name == "softmax":  # sparse gradients are not for torch.compile
             self._compiled_loss = Compiled(self.loss)
         if self._leaves_table_out_of_ddp():
             torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others

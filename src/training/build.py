@@ -52,7 +52,6 @@ def build_data(config: Config) -> BERT4RecDataModule:
         download=config.data.download,
         download_url=config.data.download_url,
         on_device=compiles(config) or config.data.on_device,
-        compiles=compiles(config),
         cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
     )
