@@ -1,4 +1,4 @@
-"""Products of the vectors are the model's scores, whatever its output layer has; neighbours are those of brute force."""
+"""Products of the vectors are the model's scores, whatever its output layer has; neighbours are by brute force."""
 
 import numpy as np
 import pytest
