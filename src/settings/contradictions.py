@@ -73,3 +73,5 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
         beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
+    if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:
+        yield "inference.user_vectors", inference.user_vectors, "inference.embeddings would write to the same file"

@@ -776,6 +776,10 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
             ("inference.user_vectors=u.csv", "inference.users=u.csv", "inference.candidates=i.csv"),
             "inference.user_vectors=u.csv is not possible: it goes without inference.candidates",
         ),
+        (
+            ("inference.embeddings=v.csv", "inference.user_vectors=v.csv"),
+            "inference.user_vectors=v.csv is not possible: inference.embeddings would write to the same file",
+        ),
     ],
 )
 def test_what_a_job_does_not_heed_is_refused(words: tuple[str, ...], line: str) -> None:
