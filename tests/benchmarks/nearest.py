@@ -17,9 +17,10 @@ import pandas as pd
 
 from tests.benchmarks import common
 
-NEIGHBOURS, WIDTH_OF_BUILD = 32, 200  # M and efConstruction of HNSW
-WIDTHS = (16, 32, 64, 128, 256)  # efSearch
-ALONE = 1000  # queries that are asked one by one
+BUILD_WIDTH = 200  # efConstruction of HNSW
+SEARCH_WIDTHS = (64, 128, 256)  # efSearch
+SHARES = (16, 8, 4)  # of the lists of IVF, one in so many is searched
+ALONE = 1000  # users who are asked for one by one
 
 
 def options() -> argparse.Namespace:
@@ -46,15 +47,52 @@ def write_vectors(given: argparse.Namespace, folder: Path) -> tuple[np.ndarray, 
     return items, users
 
 
-def measured(index: Any, users: np.ndarray, topk: int) -> tuple[np.ndarray, float, float]:
-    """What is found [U, topk], users a second all at once, and milliseconds of one alone."""
+def equally_long(items: np.ndarray) -> np.ndarray:
+    """One coordinate more, so that the item with the largest product is the nearest one (Bachrach et al., 2014)."""
+    norms = (items**2).sum(axis=1)
+    return np.column_stack([items, np.sqrt(norms.max() - norms)])
+
+
+class Search:
+    """Searches indexes for the vectors [U, W] of users, beside the exact result [U, K].
+
+    Args:
+        topk: K.
+    """
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, topk: int) -> None:
+        import faiss
+
+        self.users, self.topk = users, topk
+        self.exact = faiss.IndexFlatIP(items.shape[1])
+        self.exact.add(items)
+        self.expected = self.exact.search(users, topk)[1]
+
+    def row(self, name: str, index: Any, built: float) -> list[str]:
+        """Recall, seconds to build, users a second all at once, and milliseconds of one alone."""
+        users = np.pad(self.users, ((0, 0), (0, index.d - self.users.shape[1])))
+        started = time.perf_counter()
+        found = index.search(users, self.topk)[1]
+        rate = len(users) / (time.perf_counter() - started)
+        started = time.perf_counter()
+        for user in users[:ALONE]:
+            index.search(user[None], self.topk)
+        milliseconds = 1000 * (time.perf_counter() - started) / len(users[:ALONE])
+        hits = sum(len(np.intersect1d(*pair)) for pair in zip(found, self.expected, strict=True))
+        return [name, f"{hits / found.size:.4f}", f"{built:.1f}", f"{rate:,.0f}", f"{milliseconds:.2f}"]
+
+
+def built(name: str, vectors: np.ndarray, metric: int) -> tuple[Any, float]:
+    """A faiss index of vectors, and the seconds that it took."""
+    import faiss
+
+    index = faiss.index_factory(vectors.shape[1], name, metric)
+    if "HNSW" in name:
+        index.hnsw.efConstruction = BUILD_WIDTH
     started = time.perf_counter()
-    found = index.search(users, topk)[1]
-    rate = len(users) / (time.perf_counter() - started)
-    started = time.perf_counter()
-    for user in users[:ALONE]:
-        index.search(user[None], topk)
-    return found, rate, 1000 * (time.perf_counter() - started) / min(ALONE, len(users))
+    index.train(vectors)
+    index.add(vectors)
+    return index, time.perf_counter() - started
 
 
 def main() -> None:
@@ -63,23 +101,23 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         items, users = write_vectors(given, given.folder or Path(scratch))
+    print(f"{len(items):,} items, {len(users):,} users")
     faiss.omp_set_num_threads(given.threads)
-    exact = faiss.IndexFlatIP(items.shape[1])
-    exact.add(items)
-    expected, *speed = measured(exact, users, given.topk)
-    rows = [["exact, IndexFlatIP", "1", f"{speed[0]:,.0f}", f"{speed[1]:.2f}"]]
-    index = faiss.IndexHNSWFlat(items.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = WIDTH_OF_BUILD
-    started = time.perf_counter()
-    index.add(items)
-    print(f"{len(items):,} items, {len(users):,} users, index built in {time.perf_counter() - started:.1f} s")
-    for width in WIDTHS:
-        index.hnsw.efSearch = width
-        found, *speed = measured(index, users, given.topk)
-        hits = [len(np.intersect1d(*pair)) for pair in zip(found, expected, strict=True)]
-        recall = sum(hits) / expected.size
-        rows.append([f"HNSW, efSearch={width}", f"{recall:.4f}", f"{speed[0]:,.0f}", f"{speed[1]:.2f}"])
-    common.print_table(["index", f"recall@{given.topk}", "users per second", "one user, ms"], rows)
+    search = Search(users, items, given.topk)
+    rows = [search.row("exact", search.exact, 0.0)]
+    product, distance = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
+    lists = int(len(items) ** 0.5)
+    index, seconds = built(f"IVF{lists},Flat", items, product)
+    for share in SHARES:
+        index.nprobe = 1 + lists // share
+        rows.append(search.row(f"IVF, {index.nprobe} of {lists} lists", index, seconds))
+    for what, vectors, metric in (("product", items, product), ("distance", equally_long(items), distance)):
+        index, seconds = built("HNSW32,Flat", vectors, metric)
+        for width in SEARCH_WIDTHS:
+            index.hnsw.efSearch = width
+            rows.append(search.row(f"HNSW by {what}, efSearch={width}", index, seconds))
+    header = ["index", f"recall@{given.topk}", "built in s", "users per second", "one user, ms"]
+    common.print_table(header, rows)
 
 
 if __name__ == "__main__":
