@@ -134,7 +134,7 @@ class RunFolder:
         """
         kept = () if results_only else (self.checkpoints, self.logs)
         evaluation = self.evaluation, self.evaluation.with_suffix(".html")
-        return self._move_to_previous(*kept, self.metrics, self.report, *evaluation, self.predictions)
+        return self._move_to_previous(*kept, self.metrics, self.report, *evaluation, self.predictions, self.similar)
 
     def _move_to_previous(self, *paths: Path) -> Path | None:
         files = [path for path in paths if path.exists()]

@@ -9,6 +9,7 @@ import torch
 
 from src.models import BERT4Rec
 from src.prediction.predict import predict
+from src.runs.folder import RunFolder
 from tests.scripts.conftest import ITEMS, LONELY, TINY, Run, Table, call, checkpoint, files_below
 from tests.scripts.test_predict_script import read_csv
 
@@ -93,6 +94,9 @@ def test_without_a_name_similar_items_are_in_the_folder_of_the_run(table: Table,
     words = (f"inference.checkpoint_path={trained.last}", f"inference.similar={table.path}")  # every item of a table
     assert "272 rows for 17 items" in write_here(run, *words, "inference.topk=50")
     assert len(read_csv(run.folder / "similar.csv")) == 1 + 17 * 16
+    archived = RunFolder(run.folder).archive()  # as a new run in the folder does
+    assert archived is not None
+    assert [path.name for path in archived.iterdir()] == ["similar.csv"]
 
 
 @pytest.mark.parametrize(
