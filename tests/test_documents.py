@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def test_each_command_and_each_python_block_runs(
                 outcome = run_small(script, words)
                 assert outcome.code == 0, (command, outcome.err)
     for number, block in enumerate(blocks(document, "python")):
-        if not is_new(block):
+        if not is_new(block) or ("import faiss" in block and find_spec("faiss") is None):
             continue
         path = sandbox / f"block{number}.py"
         path.write_text(block, encoding="utf-8")

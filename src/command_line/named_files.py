@@ -30,7 +30,7 @@ def require_for_training(config: Config) -> None:
 
 
 def require_for_prediction(config: Config) -> None:
-    """See that a prediction, an evaluation or an export has the files that it begins with.
+    """See that a prediction, an evaluation, an export or vectors have the files that it begins with.
 
     Raises:
         UserError: as above.
@@ -39,15 +39,13 @@ def require_for_prediction(config: Config) -> None:
     checkpoint = Path(settings.checkpoint_path or RunFolder.at(config.output_dir).last).expanduser()
     way_out = f"train first with {cli.command('train')}, or name one with inference.checkpoint_path=FILE"
     _require_file(checkpoint, way_out, what="checkpoint")
-    if settings.export is not None:
-        return
-    if settings.history is None:
-        _require_table(config)
-    else:
+    if settings.history is not None:
         _require_source(Path(settings.history).expanduser(), "name a table of histories with it", "inference.history")
+    elif settings.needs_histories:
+        _require_table(config)
     if settings.evaluate:
         _require_titles(config)
-    for key, column in (("users", "user"), ("candidates", "item"), ("exclude", "item")):
+    for key, column in (("users", "user"), ("candidates", "item"), ("exclude", "item"), ("similar", "item")):
         path = getattr(settings, key)
         if path is not None:
             way_out = f"give a table with the column {column}, or a .txt with one id a line"

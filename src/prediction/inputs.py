@@ -33,8 +33,10 @@ def read_histories(config: Config) -> Interactions:
     return interactions
 
 
-def encode_histories(interactions: Interactions, vocabulary: Vocabulary) -> Sequences:
-    """Histories of known items; says which items the model does not know, and of whom it knows none."""
+def encode_histories(
+    interactions: Interactions, vocabulary: Vocabulary, otherwise: str = "get the most popular ones"
+) -> Sequences:
+    """Histories of known items; says which items the model does not know, and what users without any `otherwise` do."""
     sequences, dropped = encode(interactions, vocabulary)
     if matched := id_forms.matched(interactions.item_ids, vocabulary.ids):
         say(f"ids         {matched}")
@@ -46,7 +48,7 @@ def encode_histories(interactions: Interactions, vocabulary: Vocabulary) -> Sequ
         )
     is_new = sequences.histories.lengths == 0
     if is_new.any():
-        say(f"warning: {is_new.sum():,} users have no known item and get the most popular ones")
+        say(f"warning: {is_new.sum():,} users have no known item and {otherwise}")
     return sequences
 
 

@@ -30,6 +30,10 @@ def predict(config: Config) -> None:
         from .onnx_export import export
 
         return export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
+    if settings.writes_vectors:
+        from .vectors import write_vectors
+
+        return write_vectors(config, checkpoint_path)
 
     from .inputs import encode_histories, read_barred, read_histories, say
     from .writer import write_predictions

@@ -40,6 +40,7 @@ class RunFolder:
         self.report = root / "report.html"  # what `metrics` says, for people, with plots
         self.evaluation = root / "evaluation.json"  # figures of `inference.evaluate=true`
         self.predictions = root / "predictions.csv"
+        self.similar = root / "similar.csv"  # of `inference.similar`
         self.sweep = root / "sweep"  # with one output folder a run in it
         self.cache = root / "cache"  # prepared data of the last tables, which can be made again
         self._lock = root / ".lock"
@@ -133,7 +134,7 @@ class RunFolder:
         """
         kept = () if results_only else (self.checkpoints, self.logs)
         evaluation = self.evaluation, self.evaluation.with_suffix(".html")
-        return self._move_to_previous(*kept, self.metrics, self.report, *evaluation, self.predictions)
+        return self._move_to_previous(*kept, self.metrics, self.report, *evaluation, self.predictions, self.similar)
 
     def _move_to_previous(self, *paths: Path) -> Path | None:
         files = [path for path in paths if path.exists()]

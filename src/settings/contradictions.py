@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .schema import Config, DataConfig, InferenceConfig, validation_metrics
+from .schema import VECTORS, Config, DataConfig, InferenceConfig, validation_metrics
 
 ROLES = ("user", "item", "time", "rating")
 
@@ -64,8 +64,16 @@ def _contradictions_in_data(data: DataConfig) -> Iterator[tuple[str, object, str
 
 
 def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[str, object, str]]:
-    narrower = ("users", "history", "candidates", "exclude")
-    for job, others in (("evaluate", ("export", *narrower)), ("export", narrower)):
+    users, items = ("users", "history"), ("candidates", "exclude")
+    unused = [*(() if inference.user_vectors else users), *(() if inference.similar else items)]
+    jobs: dict[str, tuple[str, ...]] = {
+        "evaluate": ("export", *VECTORS, *users, *items),
+        "export": (*VECTORS, *users, *items),
+        **dict.fromkeys(VECTORS, tuple(unused)),
+    }
+    for job, others in jobs.items():
         beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
+    if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:
+        yield "inference.user_vectors", inference.user_vectors, "inference.embeddings would write to the same file"

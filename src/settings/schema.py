@@ -21,6 +21,7 @@ LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
+VECTORS = ("embeddings", "similar", "user_vectors")  # what may be written together, in place of predictions
 
 
 def _column(meaning: str, may_be_false: bool = False) -> Any:
@@ -42,6 +43,14 @@ def _delimiter(meaning: str, between: str) -> Any:
         meaning,
         f"give what stands between {between}, such as {', '.join(DELIMITERS)}, or null",
         lambda value: value != "" and not set(value) & set('"\r\n\x1f') and not value.isalnum(),
+    )
+
+
+def _vectors(meaning: str) -> Any:
+    return path(
+        meaning,
+        "give the name of a file that ends in .parquet or .csv",
+        lambda value: value.endswith((".parquet", ".csv")),
     )
 
 
@@ -261,10 +270,23 @@ class InferenceConfig:
         "give the name of a file that ends in .onnx",
         lambda value: value.endswith(".onnx"),
     )
+    embeddings: str | None = _vectors("write item ids and vectors to this .parquet or .csv instead (null: predict)")
+    user_vectors: str | None = _vectors("write user ids and vectors to this .parquet or .csv instead (null: predict)")
+    similar: str | None = path("file of items: write their topk most similar items instead (null: predict)")
     topk: int = whole("recommended items per user", least=1)
     exclude_seen: bool = setting("exclude seen items")
     with_scores: bool = setting("add the columns rank and score")
     batch_size: int = whole("users per batch (CPU: up to four times); does not change predictions", least=1)
+
+    @property
+    def writes_vectors(self) -> bool:
+        """Whether vectors, or what follows from them, are written in place of predictions."""
+        return any(getattr(self, name) is not None for name in VECTORS)
+
+    @property
+    def needs_histories(self) -> bool:
+        """Whether histories of users are read."""
+        return self.export is None and (self.user_vectors is not None or not self.writes_vectors)
 
 
 @dataclass

@@ -75,6 +75,7 @@ def test_a_table_that_is_not_there(check: Check, where: str, file: str, parts: l
         (require_for_prediction, "inference.users={}/u.txt", "inference.users: there is no file {}/u.txt"),
         (require_for_prediction, "inference.candidates={}/c.txt", "a table with the column item, or a .txt"),
         (require_for_prediction, "inference.exclude={}/e.txt", "inference.exclude: there is no file"),
+        (require_for_prediction, "inference.similar={}/s.txt", "inference.similar: there is no file"),
         (require_for_prediction, "inference.history={}/h.csv", "inference.history: there is no file {}/h.csv"),
     ],
 )
@@ -92,8 +93,9 @@ def test_what_is_made_or_not_read_need_not_be_there(folder: Path) -> None:
         (f"data.data_dir={folder}/data", "data.data_file=*.csv"),
     ):
         require_for_training(parse(composed(*map(quote_text, words))))
-    export = (f"output_dir={folder}/run", "inference.export=m.onnx", "data.data_dir=/nope")
-    require_for_prediction(parse(composed(*map(quote_text, export))))
+    for word in ("inference.export=m.onnx", "inference.embeddings=i.csv"):
+        words = (f"output_dir={folder}/run", word, "data.data_dir=/nope")
+        require_for_prediction(parse(composed(*map(quote_text, words))))
 
 
 @pytest.mark.parametrize("script", ["train", "predict"])

@@ -157,6 +157,9 @@ ADDED = {
     "inference.candidates": None,
     "inference.exclude": None,
     "inference.export": None,
+    "inference.embeddings": None,
+    "inference.user_vectors": None,
+    "inference.similar": None,
     "inference.topk": 10,
     "inference.exclude_seen": True,
     "inference.with_scores": False,
@@ -373,6 +376,8 @@ TOO_FAR: dict[str, list[Any]] = {
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
     "inference.topk": [0],
     "inference.export": ["model.pt"],
+    "inference.embeddings": ["items.npy", "items"],
+    "inference.user_vectors": ["users.npy"],
     "inference.batch_size": [0],
 }
 
@@ -763,6 +768,23 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
         (
             ("inference.export=m.onnx", "inference.exclude=i.csv"),
             "inference.export=m.onnx is not possible: it goes without inference.exclude",
+        ),
+        (
+            (
+                "inference.embeddings=i.csv",
+                "inference.similar=i.txt",
+                "inference.users=u.csv",
+                "inference.exclude=i.csv",
+            ),
+            "inference.embeddings=i.csv is not possible: it goes without inference.users",
+        ),
+        (
+            ("inference.user_vectors=u.csv", "inference.users=u.csv", "inference.candidates=i.csv"),
+            "inference.user_vectors=u.csv is not possible: it goes without inference.candidates",
+        ),
+        (
+            ("inference.embeddings=v.csv", "inference.user_vectors=v.csv"),
+            "inference.user_vectors=v.csv is not possible: inference.embeddings would write to the same file",
         ),
     ],
 )
