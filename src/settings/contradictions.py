@@ -67,3 +67,8 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
         beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
+    if inference.with_scores and inference.format == "wide":
+        yield "inference.format", "wide", "a row for each user has no place for inference.with_scores=true"
+    if inference.with_scores and len(inference.columns) < 4:
+        why = "inference.with_scores=true needs four names, of user, item, rank and score"
+        yield "inference.columns", inference.columns, why

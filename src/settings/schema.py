@@ -18,6 +18,7 @@ LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
 LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
+FORMATS = ("long", "wide")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
@@ -62,6 +63,10 @@ def _is_time_format(text: str) -> bool:
 
 def _is_interval(value: float) -> bool:
     return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
+
+
+def _are_column_names(names: list[str]) -> bool:
+    return len(names) in (2, 4) and len(set(names)) == len(names) and all(n and not set(n) & set(',"\r\n') for n in names)
 
 
 def _are_devices(value: Any) -> bool:
@@ -256,6 +261,12 @@ class InferenceConfig:
         "write the model to this .onnx file instead (null: predict)",
         "give the name of a file that ends in .onnx",
         lambda value: value.endswith(".onnx"),
+    )
+    format: str = choice("rows of the table (long: one per item | wide: one per user, items between blanks)", FORMATS)
+    columns: list[str] = setting(
+        "names of the table's columns, rank and score with with_scores only",
+        "give names of user and item, or of user, item, rank and score, without commas and quotes",
+        _are_column_names,
     )
     topk: int = whole("recommended items per user", least=1)
     exclude_seen: bool = setting("exclude seen items")

@@ -153,6 +153,8 @@ ADDED = {
     "inference.candidates": None,
     "inference.exclude": None,
     "inference.export": None,
+    "inference.format": "long",
+    "inference.columns": ["user", "item", "rank", "score"],
     "inference.topk": 10,
     "inference.exclude_seen": True,
     "inference.with_scores": False,
@@ -367,6 +369,8 @@ TOO_FAR: dict[str, list[Any]] = {
     "evaluation.bootstrap": [-1],
     "training.logger": [["banana"], ["csv", "CSV"]],
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
+    "inference.format": ["tall"],
+    "inference.columns": [[], ["user"], ["a", "b", "c"], ["a", "a"], ["a", ""], ["a", "b,c"], ["a", 'b"']],
     "inference.topk": [0],
     "inference.export": ["model.pt"],
     "inference.batch_size": [0],
@@ -410,6 +414,7 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "training.precision": ["16-mixed", "bf16-mixed", "bf16-true", "64-true"],
     "training.monitor_metric": ["val_hit@10", "val_mrr"],
     "training.resume": [True, "some/last.ckpt"],
+    "inference.columns": [["customer id", "prediction"], ["u", "i", "r", "s"]],
 }
 
 
@@ -433,6 +438,8 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"data.history_lines": True, "data.min_rating": 3.0}, "data.history_lines=true", "and data.min_rating"),
         ({"data.history_lines": True, "data.list_delimiter": ","}, "data.history_lines=true", "data.list_delimiter"),
         ({"data.download": "ml-1m", "data.generate_sample": True}, "data.download=ml-1m", "data.generate_sample"),
+        ({"inference.with_scores": True, "inference.format": "wide"}, "inference.format=wide", "with_scores"),
+        ({"inference.with_scores": True, "inference.columns": ["a", "b"]}, "inference.columns=[a,b]", "four names"),
         ({"evaluation.topk": [5]}, "training.monitor_metric=val_ndcg@10", "val_hit@5, val_ndcg@5, val_mrr"),
     ],
 )
