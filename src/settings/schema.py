@@ -18,6 +18,7 @@ LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
 LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
+OWN_PART = "{_target_:MODULE.CLASS}"  # with its arguments as further entries
 FORMATS = ("long", "wide")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
@@ -66,7 +67,12 @@ def _is_interval(value: float) -> bool:
 
 
 def _are_column_names(names: list[str]) -> bool:
-    return len(names) in (2, 4) and len(set(names)) == len(names) and all(n and not set(n) & set(',"\r\n') for n in names)
+    are_plain = all(name and not set(name) & set(',"\r\n') for name in names)
+    return len(names) in (2, 4) and len(set(names)) == len(names) and are_plain
+
+
+def _is_own_part(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("_target_"), str)
 
 
 def _are_devices(value: Any) -> bool:
@@ -222,10 +228,15 @@ class TrainingConfig:
         "give true, false, auto or a checkpoint path",
         lambda value: isinstance(value, bool | str),
     )
-    logger: list[str] = choices(
-        "loggers (tensorboard, csv, mlflow, wandb | []: none)",
-        LOGGERS,
-        f"choose from {', '.join(LOGGERS)}, or give [] for none",
+    logger: list[Any] = setting(
+        "loggers (tensorboard, csv, mlflow, wandb, or your own by _target_ | []: none)",
+        f"choose from {', '.join(LOGGERS)} and {OWN_PART}, or give [] for none",
+        lambda value: all(entry in LOGGERS or _is_own_part(entry) for entry in value),
+    )
+    callbacks: list[Any] = setting(
+        "your own Lightning callbacks by _target_ (docs/tour.md)",
+        f"give a list of {OWN_PART}",
+        lambda value: all(map(_is_own_part, value)),
     )
 
 

@@ -122,6 +122,7 @@ ADDED = {
     "training.strategy": "auto",
     "training.resume": False,
     "training.logger": ["tensorboard", "csv"],
+    "training.callbacks": [],
     "data.columns.user": None,
     "data.columns.item": None,
     "data.columns.time": None,
@@ -367,7 +368,8 @@ TOO_FAR: dict[str, list[Any]] = {
     "evaluation.batch_size": [0],
     "evaluation.topk": [[], [0], [10, -5]],
     "evaluation.bootstrap": [-1],
-    "training.logger": [["banana"], ["csv", "CSV"]],
+    "training.logger": [["banana"], ["csv", "CSV"], ["csv", {"target": "a.B"}], [1]],
+    "training.callbacks": [["a.B"], [{"_target_": 1}], [{"every": 2}], [None]],
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
     "inference.format": ["tall"],
     "inference.columns": [[], ["user"], ["a", "b", "c"], ["a", "a"], ["a", ""], ["a", "b,c"], ["a", 'b"']],
@@ -414,6 +416,8 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "training.precision": ["16-mixed", "bf16-mixed", "bf16-true", "64-true"],
     "training.monitor_metric": ["val_hit@10", "val_mrr"],
     "training.resume": [True, "some/last.ckpt"],
+    "training.logger": [[], ["csv", {"_target_": "a.B", "deep": {"er": [1, None]}}]],
+    "training.callbacks": [[{"_target_": "a.B"}]],
     "inference.columns": [["customer id", "prediction"], ["u", "i", "r", "s"]],
 }
 
