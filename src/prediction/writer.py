@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from ..settings import Config
 from .inputs import say
 
 ROWS_IN_A_GROUP = 2**17  # of Parquet: what is kept in memory before it is written
+COLUMNS = ("user", "item", "rank", "score")
+BLANK = " "  # between the items of a wide row
 
 
 class TableFile:
@@ -83,6 +85,8 @@ class TableFile:
 class PredictionWriter(BasePredictionWriter):
     """Writes the columns user, item and, if asked, rank and score, K rows a user, best first, as CSV or Parquet.
 
+    The wide form has one row a user, also for one without any item left, with the items between blanks.
+
     With several processes each writes a file of its own, and the first one puts them together in order of rank.
 
     Takes the predictions of `BERT4Rec.predict_step`: users [B] int64, items [B, K] int64, 0 where there are fewer, and
@@ -95,6 +99,8 @@ class PredictionWriter(BasePredictionWriter):
         has_history: [U] bool; the others get `fallback`.
         fallback: [K] int64, items for users without a history, best first; they have no score.
         with_scores: add `rank`, 1 for the best, and `score`, the logit.
+        is_wide: one row a user.
+        columns: names of user and item, and with scores of rank and score.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written to; what was there before is still there.
@@ -108,6 +114,9 @@ class PredictionWriter(BasePredictionWriter):
         has_history: np.ndarray,
         fallback: np.ndarray,
         with_scores: bool,
+        *,
+        is_wide: bool = False,
+        columns: Sequence[str] = COLUMNS,
     ) -> None:
         super().__init__(write_interval="batch")
         self.path = path
@@ -117,9 +126,10 @@ class PredictionWriter(BasePredictionWriter):
         self.has_history = has_history
         self.fallback = fallback
         self.with_scores = with_scores
+        self.is_wide = is_wide
         self.rows = 0
-        columns = {"user": pa.string(), "item": pa.string()}
-        self.schema = pa.schema(columns | ({"rank": pa.int32(), "score": pa.float32()} if with_scores else {}))
+        kinds = [pa.string(), pa.string(), *([pa.int32(), pa.float32()] if with_scores else [])]
+        self.schema = pa.schema(list(zip(columns, kinds, strict=False)))  # names of more columns than there are
         self.file: TableFile | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -145,16 +155,19 @@ class PredictionWriter(BasePredictionWriter):
         items[is_new] = PAD
         items[is_new, : len(self.fallback)] = self.fallback
         rows, places = np.nonzero(items != PAD)
-        columns = {
-            "user": self.user_ids.take(pa.array(users[rows])),
-            "item": self.vocabulary.decode(items[rows, places]),
-        }
+        ids = self.vocabulary.decode(items[rows, places])
+        if self.is_wide:
+            ends = pa.array([0, *np.cumsum((items != PAD).sum(axis=1))], pa.int32())
+            columns = [self.user_ids.take(pa.array(users)), pc.binary_join(pa.ListArray.from_arrays(ends, ids), BLANK)]
+        else:
+            columns = [self.user_ids.take(pa.array(users[rows])), ids]
         if self.with_scores:
-            columns["rank"] = pa.array(places + 1, pa.int32())
-            columns["score"] = pa.array(scores[rows, places], pa.float32(), mask=is_new[rows])
+            columns.append(pa.array(places + 1, pa.int32()))
+            columns.append(pa.array(scores[rows, places], pa.float32(), mask=is_new[rows]))
+        table = pa.table(columns, schema=self.schema)
         with self._clear_errors():
-            self.file.write(pa.table(columns, self.schema))
-        self.rows += len(rows)
+            self.file.write(table)
+        self.rows += len(table)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the file under its final name."""
@@ -197,6 +210,21 @@ class PredictionWriter(BasePredictionWriter):
             ) from error
 
 
+def _require_no_blanks(vocabulary: Vocabulary, is_barred: np.ndarray | None) -> None:
+    """See that the items of a wide row can be told apart.
+
+    Raises:
+        UserError: if a blank is in an id that may be recommended.
+    """
+    ids = vocabulary.ids if is_barred is None else vocabulary.ids.filter(pa.array(~is_barred[1:-1]))
+    torn = ids.filter(pc.match_substring(ids, BLANK))
+    if len(torn):
+        raise UserError(
+            f"inference.format=wide puts blanks between items, and {torn[0].as_py()!r} has one itself: use"
+            " inference.format=long"
+        )
+
+
 def write_predictions(
     config: Config,
     *,
@@ -209,6 +237,8 @@ def write_predictions(
 ) -> int:
     """Predict batch by batch and write as it goes; how many rows were written."""
     settings = config.inference
+    if settings.format == "wide":
+        _require_no_blanks(vocabulary, is_barred)
     cli.quiet()
     histories = sequences.histories
     popular = vocabulary.most_popular()
@@ -217,7 +247,14 @@ def write_predictions(
         model.predict_barred = torch.from_numpy(is_barred)
         popular = popular[~is_barred[popular]]
     writer = PredictionWriter(
-        output_path, vocabulary, user_ids, histories.lengths > 0, popular[: settings.topk], settings.with_scores
+        output_path,
+        vocabulary,
+        user_ids,
+        histories.lengths > 0,
+        popular[: settings.topk],
+        settings.with_scores,
+        is_wide=settings.format == "wide",
+        columns=settings.columns,
     )
     devices.tune_cuda()
     trainer = pl.Trainer(

@@ -77,3 +77,8 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
     if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:
         yield "inference.user_vectors", inference.user_vectors, "inference.embeddings would write to the same file"
+    if inference.with_scores and inference.format == "wide":
+        yield "inference.format", "wide", "a row for each user has no place for inference.with_scores=true"
+    if inference.with_scores and len(inference.columns) < 4:
+        why = "inference.with_scores=true needs four names, of user, item, rank and score"
+        yield "inference.columns", inference.columns, why

@@ -122,6 +122,8 @@ def value_text(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return "[" + ",".join(value_text(entry) for entry in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{value_text(entry)}" for name, entry in value.items()) + "}"
     text = str(value)
     return text if text.isprintable() else repr(text)
 

@@ -18,6 +18,8 @@ LOSSES = ("softmax", "sampled_softmax", "gbce")
 OPTIMIZERS = ("adam", "adamw")
 LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
+OWN_PART = "{_target_:MODULE.CLASS}"  # with its arguments as further entries
+FORMATS = ("long", "wide")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
@@ -71,6 +73,15 @@ def _is_time_format(text: str) -> bool:
 
 def _is_interval(value: float) -> bool:
     return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
+
+
+def _are_column_names(names: list[str]) -> bool:
+    are_plain = all(name and not set(name) & set(',"\r\n') for name in names)
+    return len(names) in (2, 4) and len(set(names)) == len(names) and are_plain
+
+
+def _is_own_part(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("_target_"), str)
 
 
 def _are_devices(value: Any) -> bool:
@@ -230,10 +241,15 @@ class TrainingConfig:
         "give true, false, auto or a checkpoint path",
         lambda value: isinstance(value, bool | str),
     )
-    logger: list[str] = choices(
-        "loggers (tensorboard, csv, mlflow, wandb | []: none)",
-        LOGGERS,
-        f"choose from {', '.join(LOGGERS)}, or give [] for none",
+    logger: list[Any] = setting(
+        "loggers (tensorboard, csv, mlflow, wandb, or your own by _target_ | []: none)",
+        f"choose from {', '.join(LOGGERS)} and {OWN_PART}, or give [] for none",
+        lambda value: all(entry in LOGGERS or _is_own_part(entry) for entry in value),
+    )
+    callbacks: list[Any] = setting(
+        "your own Lightning callbacks by _target_ (docs/tour.md)",
+        f"give a list of {OWN_PART}",
+        lambda value: all(map(_is_own_part, value)),
     )
 
 
@@ -273,6 +289,12 @@ class InferenceConfig:
     embeddings: str | None = _vectors("write item ids and vectors to this .parquet or .csv instead (null: predict)")
     user_vectors: str | None = _vectors("write user ids and vectors to this .parquet or .csv instead (null: predict)")
     similar: str | None = path("file of items: write their topk most similar items instead (null: predict)")
+    format: str = choice("rows of the table (long: one per item | wide: one per user, items between blanks)", FORMATS)
+    columns: list[str] = setting(
+        "names of the table's columns, rank and score with with_scores only",
+        "give names of user and item, or of user, item, rank and score, without commas and quotes",
+        _are_column_names,
+    )
     topk: int = whole("recommended items per user", least=1)
     exclude_seen: bool = setting("exclude seen items")
     with_scores: bool = setting("add the columns rank and score")

@@ -19,10 +19,11 @@ from ..runs.folder import RunFolder
 from ..runs.freed_memory import FreedMemory
 from ..runs.progress import Progress
 from ..settings import Config
+from ..settings.keys import value_text
 from ..settings.schema import TrainingConfig
 from ..sweep import sweep
 from ..sweep.pruning import Pruning
-from . import auto_size, logs, resume
+from . import auto_size, logs, own_parts, resume
 from .callbacks import LastCheckpoint, Tf32
 from .checkpoint_io import SafeCheckpointIO
 
@@ -133,6 +134,7 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
     if log_to:
         is_constant = training.scheduler == "none" and not training.warmup_steps
         callbacks += [LearningRateMonitor("epoch" if is_constant else "step"), logs.Throughput()]
+    callbacks += [own_parts.make("training.callbacks", entry, pl.Callback) for entry in training.callbacks]
     callbacks.append(Progress(training.monitor_metric))
     if (trial := sweep.current_trial()) is not None:
         callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
@@ -140,10 +142,11 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
     callbacks.append(last)  # after the best one, of which it keeps the state
     try:
         return _trainer(training, callbacks, log_to)
-    except (ValueError, TypeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        own = f", callbacks={value_text(training.callbacks)}" if training.callbacks else ""
         raise UserError(
             f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
-            f" precision={training.precision} do not work here: {error}"
+            f" precision={training.precision}{own} do not work here: {error}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """How Lightning writes and reads checkpoints here."""
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it, or raise a `UserError` that says why that is impossible."""
+        for name, state in checkpoint.get("callbacks", {}).items():
+            _require_plain(name, state)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         try:
@@ -35,3 +38,21 @@ class SafeCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """As Lightning's, but always by weights alone."""
         return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def _require_plain(name: str, state: Any) -> None:
+    """See that what a callback keeps can be read again: with anything else in it, the checkpoint could not.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the callback {name} has a state_dict that no checkpoint can hold: give it only tensors, numbers, texts,"
+            " lists and dictionaries of them"
+        ) from error

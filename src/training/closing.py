@@ -53,7 +53,7 @@ def finish(
         results.write(config, content, folder.metrics, folder.report, last, data.vocabulary, titles, folder.logs)
         print("\n" + closing_tables.closing(folder))
         if not sweep.is_running():  # a sweep has a closing of its own
-            print(next_steps(config, folder, chosen, ended_by_steps(config, trainer)))
+            print(next_steps(config, folder, content.get("best_step"), ended_by_steps(config, trainer)))
     if "val" not in contests:
         return None
     return float(content["figures"]["val"][name][config.training.monitor_metric])
@@ -103,10 +103,15 @@ def whole_epochs(config: Config, trainer: pl.Trainer) -> int:
     return trainer.current_epoch
 
 
-def next_steps(config: Config, folder: RunFolder, chosen: Path, ended_by_steps: bool) -> str:
-    """What to run next, ready to be pasted."""
+def next_steps(config: Config, folder: RunFolder, best_step: int | None, ended_by_steps: bool) -> str:
+    """What to run next, ready to be pasted.
+
+    Args:
+        best_step: of best.ckpt; None if there is none.
+    """
+    chosen = folder.last if best_step is None else folder.best
     steps = {"recommend": cli.command("predict")}
-    if chosen == folder.best:
+    if best_step is not None:
         steps["of the best"] = cli.command("predict", f"inference.checkpoint_path={folder.best}")
     if config.data.holdout:
         steps["evaluate"] = cli.command(
@@ -122,4 +127,8 @@ def next_steps(config: Config, folder: RunFolder, chosen: Path, ended_by_steps: 
         assert config.training.max_steps is not None
         more.append(f"training.max_steps={2 * config.training.max_steps}")
     steps["longer"] = cli.command("train", "training.resume=true", *more, keeps_all=True)
+    if best_step is not None:
+        anew = ["data.holdout=0", f"training.max_steps={best_step}", f"output_dir={folder.root}-all"]
+        anew += [f"training.{key}=false" for key in ("early_stopping", "resume") if getattr(config.training, key)]
+        steps["on all data"] = cli.command("train", *anew, keeps_all=True)
     return closing_tables.next_steps(steps)

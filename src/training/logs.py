@@ -15,26 +15,31 @@ from ..errors import UserError
 from ..models.bert4rec import BERT4Rec
 from ..runs.folder import RunFolder
 from ..runs.proposals import how_to_install
+from . import own_parts
 
 PROJECT = "bert4rec"
 # TensorBoard's projector shows no more points at a time, and writing them takes a second.
 EMBEDDED_ITEMS = 10_000
 
 
-def loggers(names: Sequence[str], folder: RunFolder, steps: int = 0) -> list[Logger]:
-    """Lightning's loggers of these names, writing below the folder's `logs`.
+def loggers(entries: Sequence[str | dict[str, Any]], folder: RunFolder, steps: int = 0) -> list[Logger]:
+    """Lightning's loggers, writing below the folder's `logs`; the user's own write where they are told to.
 
     MLflow goes where MLFLOW_TRACKING_URI says, or to `mlruns` in the working directory; Weights & Biases obeys its own
     environment variables, such as WANDB_MODE=offline.
 
     Args:
-        names: any of tensorboard, csv, mlflow and wandb; none logs nothing.
+        entries: any of tensorboard, csv, mlflow and wandb, and what names a logger by `_target_`; none logs nothing.
         steps: where a resumed run begins; points that a killed session drew after it are drawn again.
 
     Raises:
-        UserError: if a logger's package is not installed.
+        UserError: if a logger's package is not installed, or the user's own cannot be made.
     """
-    return [_logger(name, folder, steps) for name in dict.fromkeys(names)]
+    distinct = [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
+    return [
+        own_parts.make("training.logger", entry, Logger) if isinstance(entry, dict) else _logger(entry, folder, steps)
+        for entry in distinct
+    ]
 
 
 def _logger(name: str, folder: RunFolder, steps: int) -> Logger:

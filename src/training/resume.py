@@ -40,6 +40,7 @@ PLAN = ("seed", "data.batch_size", "data.window_stride", "model.max_len")
 PLACES = (
     *("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference."),
     *("data.columns.", "data.delimiter", "data.encoding", "data.on_bad_rows", "data.download", "data.cache"),
+    *("training.logger", "training.callbacks"),
 )
 
 
@@ -218,11 +219,14 @@ def mark_validation_as_due(content: dict[str, Any]) -> None:
 def move_to(content: dict[str, Any], checkpoints: Path) -> None:
     """Tell Lightning that the checkpoints stand in this folder now, wherever they were written.
 
+    Callbacks of the user's own write where they are told to: only the run's own best checkpoint has this name.
+
     Of a run that resumes in its own folder it would else forget which one is the best; of one that resumes from
     `previous/`, it would take a file that is no longer there for the best, and write none that is no better.
     """
+    best = RunFolder(checkpoints.parent).best.name
     for state in content["callbacks"].values():
-        if isinstance(state, dict) and "best_model_path" in state:
+        if isinstance(state, dict) and Path(state.get("best_model_path", "")).name == best:
             moved = {path: str(checkpoints / Path(path).name) for path in state["best_k_models"]}
             state["dirpath"] = str(checkpoints)
             state["best_k_models"] = {moved[path]: score for path, score in state["best_k_models"].items()}

@@ -56,6 +56,7 @@ def predict(
     with_scores: bool = False,
     batch_size: int = 2,
     fails_at_batch: int | None = None,
+    **form: Any,
 ) -> PredictionWriter:
     """Write the table for `scores`, [U, num_items]."""
     histories = histories or [[1]] * len(users)
@@ -68,6 +69,7 @@ def predict(
         sequences.histories.lengths > 0,
         vocabulary.most_popular()[:topk],
         with_scores,
+        **form,
     )
     dataset = HistorySet(sequences.tokens, sequences.histories, len(items), max_len=4, exclude_seen=True)
     sampler = OrderedBatches(np.arange(len(users)), batch_size)
@@ -107,6 +109,22 @@ def test_rank_and_score(tmp_path: Path) -> None:
         ("v", "c", 2, np.float32(5.0)),
         ("v", "b", 3, np.float32(1e-7)),
     ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_wide_row_for_each_user_even_without_an_item(tmp_path: Path, batch_size: int) -> None:
+    scores = [[9.0, 1.0, 4.0, 3.0, 2.0]] * 4
+    histories = [[1], [1, 2, 3, 4, 5], [], [1, 3]]
+    form: dict[str, Any] = {"is_wide": True, "columns": ["customer id", "prediction"], "batch_size": batch_size}
+    path, parquet = tmp_path / "p.csv", tmp_path / "p.parquet"
+    writer = predict(path, scores, users=["zoe", "full", "new", "ann"], histories=histories, **form)
+    assert path.read_bytes() == b"customer id,prediction\nzoe,c d e\nfull,\nnew,a b c\nann,d e b\n"
+    assert writer.rows == 4
+    predict(parquet, scores, users=["zoe", "full", "new", "ann"], histories=histories, **form)
+    assert pyarrow.parquet.read_table(parquet).to_pydict() == {
+        "customer id": ["zoe", "full", "new", "ann"],
+        "prediction": ["c d e", "", "a b c", "d e b"],
+    }
 
 
 HARD_IDS = ["a,b", 'say "hi"', "two\nlines", "carriage\r\nreturn", '"', ",", " blank ", "이용자", "=1+1", "007"]

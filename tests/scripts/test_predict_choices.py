@@ -23,7 +23,7 @@ from tests.scripts.conftest import (
     launch,
     write_table,
 )
-from tests.scripts.test_predict_script import expected_lists, most_popular, predict_here, read_lists
+from tests.scripts.test_predict_script import expected_lists, most_popular, predict_here, read_csv, read_lists
 
 
 def ids_file(path: Path, column: str, ids: list[str]) -> Path:
@@ -141,3 +141,23 @@ def test_export_answers_as_the_script_does(trained: Run, table: Table, tmp_path:
 
 def test_export_to_another_kind_of_file_is_refused(trained: Run, table: Table, tmp_path: Path) -> None:
     assert "inference.export=m.bin is not possible" in fails(trained, table, tmp_path, "inference.export=m.bin").err
+
+
+def test_a_wide_table_under_the_names_of_a_competition(trained: Run, table: Table, tmp_path: Path) -> None:
+    candidates = ids_file(tmp_path / "candidates.csv", "item", ["été", *ITEMS[:3]])  # the others have blanks
+    settings = (f"inference.candidates={candidates}", "inference.topk=3", "inference.exclude_seen=false")
+    predict_here(table, trained, tmp_path / "long.csv", *settings)
+    names = "inference.columns=[customer_id,prediction]"
+    outcome = predict_here(table, trained, tmp_path / "p.csv", *settings, "inference.format=wide", names)
+    header, *rows = read_csv(tmp_path / "p.csv")
+    assert header == ["customer_id", "prediction"]
+    assert {user: items.split(" ") for user, items in rows} == read_lists(tmp_path / "long.csv")
+    assert "25 rows for 25 users" in outcome.out
+    scores = ("inference.with_scores=true", "inference.columns=[u,i,place,logit]")
+    predict_here(table, trained, tmp_path / "scores.csv", *settings, *scores)
+    assert read_csv(tmp_path / "scores.csv")[0] == ["u", "i", "place", "logit"]
+
+
+def test_items_with_blanks_have_no_place_in_a_wide_table(trained: Run, table: Table, tmp_path: Path) -> None:
+    outcome = fails(trained, table, tmp_path, "inference.format=wide")
+    assert "has one itself: use inference.format=long" in outcome.err

@@ -160,7 +160,7 @@ def test_the_closing_table_shows_the_figures_the_paths_and_the_next_command(laun
 def test_the_last_lines_are_commands_to_go_on_with(launched: Launched) -> None:
     lines = launched.outcome.out.splitlines()
     steps = {line[2:14].strip(): line[15:] for line in lines[lines.index("next") + 1 :]}
-    assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer"]
+    assert list(steps) == ["recommend", "of the best", "evaluate", "curves", "longer", "on all data"]
     for script, name in (("predict", "recommend"), ("predict", "of the best"), ("train", "longer")):
         words = shlex.split(steps[name])
         assert words[:2] == [sys.executable, str(ROOT / f"{script}_bert4rec.py")]  # as it was called
@@ -478,6 +478,21 @@ def test_longer_is_longer_after_a_run_that_max_steps_ended(table: Table, tmp_pat
     outcome = call(train, *overrides_of(line))
     assert (outcome.code, outcome.err) == (0, "")
     assert metrics(run.folder)["steps"] == 12
+
+
+def test_on_all_data_takes_as_many_steps_as_the_best_checkpoint_had(table: Table, tmp_path: Path) -> None:
+    settings = ("data.batch_size=6", "training.num_epochs=2", "training.early_stopping=true")
+    run = train_here(table, tmp_path / "run", *settings)
+    [line] = [line for line in run.out.splitlines() if line.startswith("  on all data")]
+    outcome = call(train, *overrides_of(line))
+    assert (outcome.code, outcome.err) == (0, "")
+    there, here = metrics(run.folder), metrics(tmp_path / "run-all")
+    assert here["steps"] == there["best_step"]
+    counts = [
+        sum(checkpoint(folder / "checkpoints" / "last.ckpt")["BERT4RecDataModule"]["vocabulary"]["counts"])
+        for folder in (run.folder, tmp_path / "run-all")
+    ]
+    assert counts[1] - counts[0] == 2 * there["data"]["evaluated_users"]
 
 
 def overrides_of(line: str) -> list[str]:

@@ -33,6 +33,19 @@ for checkpoint in sys.argv[1:]:
     assert len(Recommender.from_checkpoint(checkpoint).recommend([["12"]], topk=3)[0]) == 3
 """
 
+PRESET = """# @package _global_
+training:
+  num_epochs: 2
+  callbacks: [{_target_: own.Own}]
+seed: 7
+"""
+CALLBACK = """
+import pytorch_lightning as pl
+class Own(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        print("an epoch of my own")
+"""
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -117,17 +130,19 @@ def test_help_lists_the_presets(installed: Installed, tmp_path: Path) -> None:
 def test_it_trains_and_predicts_in_the_folder_where_it_is_called(
     installed: Installed, table: Table, trained: Run, tmp_path: Path
 ) -> None:
-    """The project has a `src` and a `configs` of its own, with a preset for this package."""
+    """The project has a `src` and a `configs` of its own, with a preset for this package and a callback beside it."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").write_text("mine = True\n")
     preset = tmp_path / "configs" / "experiment" / "mine.yaml"
     preset.parent.mkdir(parents=True)
-    preset.write_text("# @package _global_\ntraining:\n  num_epochs: 2\nseed: 7\n")
+    preset.write_text(PRESET)
+    (tmp_path / "configs" / "own.py").write_text(CALLBACK)
     words = ["--config-dir=configs", "experiment=mine", "output_dir=out", *table.overrides, *TINY]
     printed = installed("bert4rec-train", *words, "evaluation.report=true", cwd=tmp_path)
     printed = printed.replace(f"{installed.commands}{os.sep}", "")
     assert "bert4rec-predict --config-dir=configs experiment=mine" in printed
     assert "_bert4rec.py" not in printed
+    assert printed.count("an epoch of my own") == 2
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     installed("bert4rec-predict", *words, "inference.topk=2", cwd=tmp_path)
     assert (tmp_path / "out" / "predictions.csv").read_text().startswith("user,item\n")

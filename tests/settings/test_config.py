@@ -126,6 +126,7 @@ ADDED = {
     "training.strategy": "auto",
     "training.resume": False,
     "training.logger": ["tensorboard", "csv"],
+    "training.callbacks": [],
     "data.columns.user": None,
     "data.columns.item": None,
     "data.columns.time": None,
@@ -160,6 +161,8 @@ ADDED = {
     "inference.embeddings": None,
     "inference.user_vectors": None,
     "inference.similar": None,
+    "inference.format": "long",
+    "inference.columns": ["user", "item", "rank", "score"],
     "inference.topk": 10,
     "inference.exclude_seen": True,
     "inference.with_scores": False,
@@ -372,8 +375,11 @@ TOO_FAR: dict[str, list[Any]] = {
     "evaluation.batch_size": [0],
     "evaluation.topk": [[], [0], [10, -5]],
     "evaluation.bootstrap": [-1],
-    "training.logger": [["banana"], ["csv", "CSV"]],
+    "training.logger": [["banana"], ["csv", "CSV"], ["csv", {"target": "a.B"}], [1]],
+    "training.callbacks": [["a.B"], [{"_target_": 1}], [{"every": 2}], [None]],
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
+    "inference.format": ["tall"],
+    "inference.columns": [[], ["user"], ["a", "b", "c"], ["a", "a"], ["a", ""], ["a", "b,c"], ["a", 'b"']],
     "inference.topk": [0],
     "inference.export": ["model.pt"],
     "inference.embeddings": ["items.npy", "items"],
@@ -419,6 +425,9 @@ JUST_RIGHT: dict[str, list[Any]] = {
     "training.precision": ["16-mixed", "bf16-mixed", "bf16-true", "64-true"],
     "training.monitor_metric": ["val_hit@10", "val_mrr"],
     "training.resume": [True, "some/last.ckpt"],
+    "training.logger": [[], ["csv", {"_target_": "a.B", "deep": {"er": [1, None]}}]],
+    "training.callbacks": [[{"_target_": "a.B"}]],
+    "inference.columns": [["customer id", "prediction"], ["u", "i", "r", "s"]],
 }
 
 
@@ -443,6 +452,8 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"data.history_lines": True, "data.min_rating": 3.0}, "data.history_lines=true", "and data.min_rating"),
         ({"data.history_lines": True, "data.list_delimiter": ","}, "data.history_lines=true", "data.list_delimiter"),
         ({"data.download": "ml-1m", "data.generate_sample": True}, "data.download=ml-1m", "data.generate_sample"),
+        ({"inference.with_scores": True, "inference.format": "wide"}, "inference.format=wide", "with_scores"),
+        ({"inference.with_scores": True, "inference.columns": ["a", "b"]}, "inference.columns=[a,b]", "four names"),
         ({"evaluation.topk": [5]}, "training.monitor_metric=val_ndcg@10", "val_hit@5, val_ndcg@5, val_mrr"),
     ],
 )
