@@ -28,14 +28,17 @@ class TrainingData:
         return Sequences(self.tokens, self.offsets)
 
 
-def load_interactions(path: Path, options: TableOptions, cache: Path | None) -> Interactions:
+def load_interactions(
+    path: Path, options: TableOptions, cache: Path | None, keeps_times: bool = False
+) -> Interactions:
     """`read_interactions`, from the folder `cache` if it has been read before."""
 
     def make() -> Interactions:
-        return read_interactions(path, options)
+        return read_interactions(path, options, keeps_times)
 
     name, files = "interactions", sources.find(path)
-    return cached(Interactions, make, folder=cache, name=name, files=files, settings=asdict(options))
+    settings = asdict(options) | ({"keeps_times": True} if keeps_times else {})
+    return cached(Interactions, make, folder=cache, name=name, files=files, settings=settings)
 
 
 def load_training_data(

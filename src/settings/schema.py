@@ -20,6 +20,7 @@ LINEAR_INITS = ("normal", "xavier")
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
+SPLITS = ("leave_one_out", "time", "files")
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
 
 
@@ -62,6 +63,16 @@ def _is_time_format(text: str) -> bool:
 
 def _is_interval(value: float) -> bool:
     return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
+
+
+def _is_cut(value: Any) -> bool:
+    """Whether it is a number that can be a share or a time, or an ISO date."""
+    if isinstance(value, str):
+        try:
+            return 1900 <= datetime.fromisoformat(value).year <= 2200
+        except ValueError:
+            return False
+    return type(value) in (int, float) and math.isfinite(value) and value != 0.0
 
 
 def _are_devices(value: Any) -> bool:
@@ -123,6 +134,16 @@ class DataConfig:
         "give 2 (a test and a validation item), 1 (a validation item) or 0 (nothing)",
         (0, 1, 2).__contains__,
     )
+    split: str = choice(
+        "targets: leave_one_out: each user's last items | time: what follows one cut | files: tables of your own", SPLITS
+    )
+    split_at: Any = setting(
+        "cut of split=time: a date, a Unix time, or the share of interactions before it (null: 0.9)",
+        "give a date such as 2024-01-31, a Unix time, or a share such as 0.9",
+        lambda value: value is None or _is_cut(value),
+    )
+    validation_file: str | None = path("table of split=files with the items that validate, in data_dir")
+    test_file: str | None = path("table of split=files with the items that test, in data_dir")
     window_stride: int | None = whole(
         "null: the last max_len items; n: windows of max_len items, n apart, over the whole history", least=1
     )
@@ -138,6 +159,14 @@ class DataConfig:
     def path(self) -> Path:
         """Where the table is."""
         return Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+
+    @property
+    def split_options(self) -> dict[str, Any]:
+        """Arguments of `src.data.splits.SplitOptions`."""
+        folder = Path(self.data_dir).expanduser()
+        files = {"validation": self.validation_file, "test": self.test_file}
+        paths = {name: None if file is None else folder / Path(file).expanduser() for name, file in files.items()}
+        return {"kind": self.split, "at": self.split_at, **paths}
 
     @property
     def table_options(self) -> dict[str, Any]:
