@@ -22,15 +22,14 @@ class TrainingData:
     user_ids: pa.StringArray  # [E] strings
     counts: dict[str, int]  # rows, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`
     notes: tuple[str, ...]  # what reading the table had to say
+    targets: str = ""  # which items are targets; empty for leave-one-out, which follows from the histories
 
     @property
     def sequences(self) -> Sequences:
         return Sequences(self.tokens, self.offsets)
 
 
-def load_interactions(
-    path: Path, options: TableOptions, cache: Path | None, keeps_times: bool = False
-) -> Interactions:
+def load_interactions(path: Path, options: TableOptions, cache: Path | None, keeps_times: bool = False) -> Interactions:
     """`read_interactions`, from the folder `cache` if it has been read before."""
 
     def make() -> Interactions:

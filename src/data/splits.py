@@ -1,7 +1,7 @@
 """Splits beside leave-one-out: one cut in time for all users, or tables of the person's own.
 
-Training, the vocabulary and the baselines get what comes before the first target of anybody. An item that appears later is
-unknown, as it will be in use. U users of the table, T users with a target, E of them evaluated.
+Training, the vocabulary and the baselines get what comes before the first target of anybody. An item that appears later
+is unknown, as it will be in use. U users of the table, T users with a target, E of them evaluated.
 """
 
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from ..batch import PAD
 from ..errors import UserError
 from . import id_forms
 from .interactions import Interactions
-from .loading import load_interactions
+from .loading import TrainingData, load_interactions
 from .readers.times import unit_of
-from .sequences import Indices, Sequences, Spans, flatten
+from .sequences import Indices, Sequences, Spans, build, flatten
 from .table import TableOptions, Times
 from .vocabulary import Vocabulary
 
@@ -84,7 +84,7 @@ class Split:
     training_stops: Indices  # [U]; of user u, interactions.items[offsets[u] : training_stops[u]] trains
     last_stops: Indices  # [U], likewise what comes before the last targets
     stages: dict[int, Stage]  # counted from the end: 1 the last targets, 2 those of the validation before a test
-    description: str  # such as "time: the first item from 2024-01-31 00:00:00 on validates"
+    targets: tuple[str, ...]  # what each stage predicts, such as "the first item from 2024-01-31 00:00:00 on"
     notes: tuple[str, ...]
 
     def training(self) -> Interactions:
@@ -160,6 +160,31 @@ def load(path: Path, table: TableOptions, options: SplitOptions, holdout: int, c
     return by_files(load_interactions(path, table, cache), tables)
 
 
+def prepare(
+    split: Split, min_interactions: int, min_item_interactions: int
+) -> tuple[TrainingData, Spans, dict[int, Targets]]:
+    """A split in the tokens of what trains: the histories of all users, the spans that train, and the targets."""
+    whole, training = split.interactions, split.training()
+    trained, item_ids, user_ids = build(training, min_interactions, min_item_interactions)
+    counts = np.bincount(trained.tokens, minlength=len(item_ids) + 1)[1:]
+    encoded = split.encode(Vocabulary(item_ids, counts), min_interactions)
+    facts = {
+        "rows": len(whole.items),
+        "users": len(whole.user_ids),
+        "items": len(whole.item_ids),
+        "has_time": int(whole.has_time),
+        "items_before": len(np.unique(training.items)),
+        "short_users": len(training.user_ids) - len(user_ids),
+        "short_users_rows": len(training.items) - len(trained.tokens),
+        "longest_history": int(training.lengths.max(initial=0)),
+        **encoded.left_out,
+    }
+    sequences, notes = encoded.sequences, (*split.notes, *encoded.notes)
+    stages = [f"{what} {does}" for what, does in zip(split.targets, STAGES[len(split.targets)], strict=True)]
+    data = TrainingData(sequences.tokens, sequences.offsets, item_ids, whole.user_ids, facts, notes, ", ".join(stages))
+    return data, encoded.training, encoded.stages
+
+
 def by_time(interactions: Interactions, at: float | str, holdout: int, path: Path) -> Split:
     """Train before a cut; the target of each user is the first item from the cut on.
 
@@ -200,8 +225,8 @@ def by_time(interactions: Interactions, at: float | str, holdout: int, path: Pat
         item_ids = interactions.item_ids.take(pa.array(interactions.items[places]))
         stages[from_end] = Stage(users, places, interactions.user_ids.take(pa.array(users)), item_ids)
         later = stops[-1]
-    done = [f"the first item from {_text(cut, times)} on {what}" for cut, what in zip(cuts, STAGES[holdout], strict=True)]
-    return Split(interactions, stops[-1], stops[0], stages, f"time: {', '.join(done)}", interactions.notes)
+    targets = tuple(f"the first item from {_text(cut, times)} on" for cut in cuts)
+    return Split(interactions, stops[-1], stops[0], stages, targets, interactions.notes)
 
 
 def by_files(interactions: Interactions, tables: dict[Path, Interactions]) -> Split:
@@ -220,12 +245,9 @@ def by_files(interactions: Interactions, tables: dict[Path, Interactions]) -> Sp
         notes += table.notes
         if more := int((table.lengths > 1).sum()):
             notes.append(f"targets     {more:,} users have several interactions in {path}: the first is the target")
-    done = [
-        f"the first item of each user in {path.name} {what}"
-        for path, what in zip(tables, STAGES[len(tables)], strict=True)
-    ]
+    targets = tuple(f"the first item in {path.name}" for path in tables)
     stops = interactions.offsets[1:]
-    return Split(interactions, stops, stops, stages, f"files: {', '.join(done)}", tuple(dict.fromkeys(notes)))
+    return Split(interactions, stops, stops, stages, targets, tuple(dict.fromkeys(notes)))
 
 
 def _cut(times: Times, at: float | str, path: Path) -> Any:

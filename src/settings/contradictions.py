@@ -76,8 +76,11 @@ def _contradictions_in_split(data: DataConfig) -> Iterator[tuple[str, object, st
                 yield f"data.{name}", file, "it is a table of data.split=files; add that"
     elif data.holdout and None in (missing := [*files.values()][: data.holdout]):
         name = [*files][missing.index(None)]
-        yield "data.split", data.split, f"with data.holdout={data.holdout} it needs data.{name}" + (
-            ", or data.holdout=1 for a validation alone" if name == "test_file" else ""
+        yield (
+            "data.split",
+            data.split,
+            f"with data.holdout={data.holdout} it needs data.{name}"
+            + (", or data.holdout=1 for a validation alone" if name == "test_file" else ""),
         )
     elif data.holdout == 1 and data.test_file is not None:
         yield "data.test_file", data.test_file, "data.holdout=1 has no test; use data.holdout=2"

@@ -135,7 +135,8 @@ class DataConfig:
         (0, 1, 2).__contains__,
     )
     split: str = choice(
-        "targets: leave_one_out: each user's last items | time: what follows one cut | files: tables of your own", SPLITS
+        "targets: leave_one_out: each user's last items | time: what follows one cut | files: tables of your own",
+        SPLITS,
     )
     split_at: Any = setting(
         "cut of split=time: a date, a Unix time, or the share of interactions before it (null: 0.9)",
