@@ -73,7 +73,7 @@ class Encoded:
     before: Spans  # U spans, everything before the last targets
     stages: dict[int, Targets]  # as in `Split`
     left_out: dict[str, int]  # of the last stage: users without a known item before the target, and unknown targets
-    notes: tuple[str, ...]  # who and what that is, by name
+    notes: dict[int, list[str]]  # who and what each stage leaves out, by name
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Split:
         training = Spans(starts, place[self.training_stops])
         stages: dict[int, Targets] = {}
         left_out: dict[str, int] = {}
-        notes: list[str] = []
+        notes: dict[int, list[str]] = {}
         for from_end, stage in sorted(self.stages.items(), reverse=True):  # the last one comes last
             histories = Spans(starts[stage.users], place[stage.stops])
             targets = vocabulary.encode(stage.item_ids)
@@ -120,16 +120,17 @@ class Split:
             is_kept = ~is_stranger & ~is_unknown
             stages[from_end] = Targets(stage.users[is_kept], histories[is_kept], targets[is_kept])
             left_out = {"unknown_users": int(is_stranger.sum()), "unknown_targets": int(is_unknown.sum())}
+            notes[from_end] = []
             what = STAGES[len(self.stages)][from_end - 1]
             if is_stranger.any():
                 strangers = stage.user_ids.filter(pa.array(is_stranger))
-                notes.append(
+                notes[from_end].append(
                     f"left out    {len(strangers):,} of {len(targets):,} users whose item {what}: no item of theirs"
                     f" before it is in training: {_some(strangers)}"
                 )
             if is_unknown.any():
                 unknown = stage.item_ids.filter(pa.array(is_unknown))
-                notes.append(
+                notes[from_end].append(
                     f"left out    {len(unknown):,} of {len(targets):,} users whose item {what}: it is not in training:"
                     f" {_some(unknown.unique())}"
                 )
@@ -139,7 +140,7 @@ class Split:
             Spans(starts, place[self.last_stops]),
             stages,
             left_out,
-            tuple(notes),
+            notes,
         )
 
 
@@ -179,7 +180,7 @@ def prepare(
         "longest_history": int(training.lengths.max(initial=0)),
         **encoded.left_out,
     }
-    sequences, notes = encoded.sequences, (*split.notes, *encoded.notes)
+    sequences, notes = encoded.sequences, (*split.notes, *(note for stage in encoded.notes.values() for note in stage))
     stages = [f"{what} {does}" for what, does in zip(split.targets, STAGES[len(split.targets)], strict=True)]
     data = TrainingData(sequences.tokens, sequences.offsets, item_ids, whole.user_ids, facts, notes, ", ".join(stages))
     return data, encoded.training, encoded.stages

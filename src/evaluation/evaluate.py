@@ -148,7 +148,7 @@ def hold_out_by(split: Split, vocabulary: Vocabulary, min_interactions: int) -> 
     tokens = encoded.sequences.tokens.astype(np.int64)
     _, before = flatten(tokens, encoded.before)
     held_out = HeldOut(tokens, *encoded.stages[1], encoded.training, encoded.left_out["unknown_targets"], before)
-    notes = [*encoded.notes]
+    notes = [*encoded.notes[1]]
     if (vocabulary.counts > np.bincount(before, minlength=len(vocabulary) + 1)[1:]).any():
         notes.append(
             "warning: the model was trained on more interactions than there are before the targets: if they are of this"

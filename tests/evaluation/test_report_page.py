@@ -76,7 +76,7 @@ def content(contest: Contest) -> dict[str, Any]:  # noqa: F811
     }
     origin |= {"commit": "1a2b3c4 with changes", "device": "CPU, one", "precision": "32-true", "parameters": 54321}
     monitor = {"settings": {"training": {"monitor_metric": "val_ndcg@5"}}}
-    data = {"rows": 12345, "has_time": 1, "short_users_rows": 7}
+    data = {"split": "time: the first item from 7 on tests", "rows": 12345, "has_time": 1, "short_users_rows": 7}
     return {**tables, **origin, **monitor, "best_step": 2, "seconds": 75.0, "epochs": 12, "data": data}
 
 
