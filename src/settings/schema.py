@@ -65,6 +65,13 @@ def _is_interval(value: float) -> bool:
     return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _is_cut(value: Any) -> bool:
     """Whether it is a number that can be a share or a time, or an ISO date."""
     if isinstance(value, str):
@@ -155,6 +162,8 @@ class DataConfig:
             typed = getattr(self, name)
             if isinstance(typed, str):
                 setattr(self, name, DELIMITERS.get(typed.lower(), typed.replace("\\t", "\t")))
+        if isinstance(self.split_at, str) and _is_number(self.split_at):
+            self.split_at = float(self.split_at)
 
     @property
     def path(self) -> Path:

@@ -120,6 +120,8 @@ def test_the_origin_of_the_figures_and_the_data_are_told_in_words(report: Path) 
         ["model", "54,321 parameters"],
     ]
     assert any(row[0] == "command" and row[1].startswith("python train_bert4rec.py") for row in rows)
+    assert ["split", "time: the first item from 7 on tests"] in rows
+    assert "Split: time: the first item from 7 on tests." in read(report).text
     assert ["interactions", "12,345"] in rows
     assert ["time column", "yes"] in rows
     assert ["their interactions", "7"] in rows

@@ -15,6 +15,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import cli
+from src.command_line.words import quote_text
 from src.data import BERT4RecDataModule
 from src.data.splits import SplitOptions
 from src.data.table import TableOptions
@@ -504,6 +505,12 @@ def test_nonsense_between_fields_is_refused(key: str, value: str) -> None:
 )
 def test_a_cut_is_a_date_a_time_or_a_share(at: Any) -> None:
     assert changed({"data.split": "time", "data.split_at": at}).data.split_at == at
+
+
+@pytest.mark.parametrize(("typed", "at"), [("0.8", 0.8), ("1706659200", 1706659200), ("1.7e9", 1.7e9), ("null", None)])
+def test_a_cut_on_the_command_line_is_a_number_if_it_can_be(typed: str, at: float | None) -> None:
+    word = quote_text(f"data.split_at={typed}")
+    assert parse(composed("data.split=time", word)).data.split_at == at
 
 
 def test_the_tables_of_a_split_lie_in_the_data_folder(tmp_path: Path) -> None:
