@@ -30,9 +30,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     read = loading.read_interactions
 
-    def recorded(path: Path, options: TableOptions) -> Any:
+    def recorded(path: Path, options: TableOptions, keeps_times: bool = False) -> Any:
         paths.append(path)
-        return read(path, options)
+        return read(path, options, keeps_times)
 
     monkeypatch.setattr(loading, "read_interactions", recorded)
     return paths
