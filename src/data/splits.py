@@ -157,7 +157,7 @@ def load(path: Path, table: TableOptions, options: SplitOptions, holdout: int, c
         interactions = load_interactions(path, table, cache, keeps_times=True)
         return by_time(interactions, DEFAULT_SHARE if options.at is None else options.at, holdout, path)
     others = [file for file in (options.test, options.validation)[2 - holdout :] if file is not None]
-    tables = {file: load_interactions(file, table, cache) for file in others}
+    tables = [(file, load_interactions(file, table, cache)) for file in others]
     return by_files(load_interactions(path, table, cache), tables)
 
 
@@ -230,15 +230,15 @@ def by_time(interactions: Interactions, at: float | str, holdout: int, path: Pat
     return Split(interactions, stops[-1], stops[0], stages, targets, interactions.notes)
 
 
-def by_files(interactions: Interactions, tables: dict[Path, Interactions]) -> Split:
+def by_files(interactions: Interactions, tables: list[tuple[Path, Interactions]]) -> Split:
     """Train on all of a table; the target of each user of another one is the first item there.
 
     Args:
-        tables: the test table, if there is one, and the validation table.
+        tables: the test table, if there is one, and the validation table, with the files that they come from.
     """
     stages: dict[int, Stage] = {}
     notes = [*interactions.notes]
-    for from_end, (path, table) in enumerate(tables.items(), 1):
+    for from_end, (path, table) in enumerate(tables, 1):
         users = id_forms.index_in(table.user_ids, interactions.user_ids)
         items = table.items[table.offsets[:-1]]
         stops = interactions.offsets[users + 1]
@@ -246,7 +246,7 @@ def by_files(interactions: Interactions, tables: dict[Path, Interactions]) -> Sp
         notes += table.notes
         if more := int((table.lengths > 1).sum()):
             notes.append(f"targets     {more:,} users have several interactions in {path}: the first is the target")
-    targets = tuple(f"the first item in {path.name}" for path in tables)
+    targets = tuple(f"the first item in {path.name}" for path, _ in tables)
     stops = interactions.offsets[1:]
     return Split(interactions, stops, stops, stages, targets, tuple(dict.fromkeys(notes)))
 
@@ -269,8 +269,8 @@ def _cut(times: Times, at: float | str, path: Path) -> Any:
         own = unit_of(np.array([at], dtype=np.float64))
         own = (1.0 if are_dates else unit) if np.isinf(own) else own
         seconds = at
-    if are_dates:
-        return np.datetime64(round(seconds / own * 1e6), "us")
+    if are_dates:  # which NumPy compares in nanoseconds if some are in these: from 1900 to 2200 none overflows
+        return np.datetime64(round(min(max(seconds / own, -2.2e9), 7.2e9) * 1e6), "us")
     return seconds if own == unit or np.isinf(unit) else seconds / own * unit
 
 
@@ -283,7 +283,7 @@ def _quantile(times: Times, share: float) -> Any:
 def _text(time: Any, times: Times) -> str:
     """A time of a table as a date in UTC, or as the number that it is."""
     unit = 1.0 if times.dtype.kind == "M" else unit_of(times)
-    if np.isinf(unit):
+    if np.isinf(unit) or (times.dtype.kind != "M" and abs(time / unit) > 1e11):  # no date, or none that NumPy knows
         return f"{time}"
     microseconds = time if times.dtype.kind == "M" else np.datetime64(round(float(time) / unit * 1e6), "us")
     return str(microseconds.astype("datetime64[s]")).replace("T", " ")

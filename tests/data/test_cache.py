@@ -188,10 +188,10 @@ def prepare(folder: Path, results: Any) -> None:
     count = 0
     read = loading.read_interactions
 
-    def counted(path: Path, options: TableOptions) -> Any:
+    def counted(path: Path, options: TableOptions, keeps_times: bool = False) -> Any:
         nonlocal count
         count += 1
-        return read(path, options)
+        return read(path, options, keeps_times)
 
     loading.read_interactions = counted
     tokens = observe(training_data(folder))[0]

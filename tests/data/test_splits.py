@@ -157,6 +157,11 @@ def test_a_cut_is_given_in_any_form(tmp_path: Path) -> None:
             split = by_time(interactions, cut, 1, path)
             assert split.training_stops.tolist() == [1]
             assert split.targets == ("the first item from 2024-01-31 00:00:00 on",)
+    for far in (-(10.0**300), -(10**15), 4e9, 1e30, "2200-12-31"):
+        with pytest.raises(
+            UserError, match=r"leaves no interaction .* go from 2024-01-30 23:59:59 to 2024-02-01 00:00:00"
+        ):
+            by_time(interactions, far, 1, path)
     mere = write_table(tmp_path / "mere.csv", "user,item,time", [("a", n, n) for n in range(4)])
     interactions = read_interactions(mere, keeps_times=True)
     assert by_time(interactions, 2, 1, mere).targets == ("the first item from 2 on",)
@@ -211,7 +216,7 @@ def test_targets_of_other_tables(tmp_path: Path) -> None:
 
 def test_a_table_of_targets_may_validate_alone() -> None:
     table = interactions_of([(0, 1, 10), (0, 2, 11), (1, 1, 10)])
-    split = by_files(table, {PATH: interactions_of([(1, 2, 5)])})
+    split = by_files(table, [(PATH, interactions_of([(1, 2, 5)]))])
     data, training, stages = prepare(split, 1, 1)
     assert found_by(data, stages[1]) == {"u1": (["i1"], "i2")}
     assert len(stages) == 1
