@@ -147,6 +147,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "ratings.csv",
         "data/ratings.csv",
     ]
+    names += [f"FOLDER/{name}.csv" for name in ("train", "validation", "test")]
     names += [f"FOLDER/{name}.csv" for name in ("ml-1m", "ml-100k", "ml-20m", "steam", "beauty")]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ def require_for_training(config: Config) -> None:
         UserError: that names the first one that is missing, and the nearest one that is there.
     """
     _require_table(config)
+    _require_targets(config)
     _require_titles(config)
     resume.find(config.training.resume, RunFolder.at(config.output_dir))
 
@@ -44,6 +45,7 @@ def require_for_prediction(config: Config) -> None:
     elif settings.needs_histories:
         _require_table(config)
     if settings.evaluate:
+        _require_targets(config)
         _require_titles(config)
     for key, column in (("users", "user"), ("candidates", "item"), ("exclude", "item"), ("similar", "item")):
         path = getattr(settings, key)
@@ -62,6 +64,14 @@ def _require_table(config: Config) -> None:
             f"data.data_dir={data.data_dir} is a file: write data.data_dir={folder.parent} data.data_file={folder.name}"
         )
     _require_source(data.path, TABLE)
+
+
+def _require_targets(config: Config) -> None:
+    """The tables of data.split=files."""
+    files = config.data.split_options
+    for name in ("validation", "test"):
+        if files[name] is not None:
+            _require_source(files[name], "it is looked for in data.data_dir", f"data.{name}_file")
 
 
 def _require_titles(config: Config) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..batch import EvalBatch, RowBatch, TrainBatch
 from ..errors import UserError
-from . import download, sample
+from . import download, sample, splits
 from .batching import (
     BATCHES_AHEAD,
     TOKENS_AHEAD,
@@ -30,13 +30,14 @@ from .batching import (
 from .fixed_shapes import FixedShapes, RowSet, shapes
 from .loading import load_training_data
 from .sequences import Spans, evaluation_spans, flatten, training_spans, windows
+from .splits import SplitOptions, Targets
 from .table import TableOptions
 from .vocabulary import Vocabulary
 
 
 @dataclass(eq=False, repr=False)
 class BERT4RecDataModule(pl.LightningDataModule):
-    """Reads the table, splits it by leave-one-out, and serves masked training and ranked evaluation batches.
+    """Reads the table, splits it, and serves masked training and ranked evaluation batches.
 
     Raises:
         UserError: from `setup`, if the table cannot be used or no user is long enough.
@@ -55,6 +56,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
     random_token_share: float = 0.1
     mask_last_share: float = 0.0
     holdout: int = 2  # 2: the last item is for testing, the one before for validation; 1: validation alone; 0: nothing
+    split: SplitOptions = SplitOptions()
     window_stride: int | None = None  # None trains on the last `max_len` items of each history; else see `windows`
     filter_seen: bool = True  # whether evaluation takes the items of the history out of the candidates
     eval_batch_size: int = 256
@@ -88,27 +90,30 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "sequences"):  # Lightning calls once for each stage
             return
-        data = load_training_data(
-            self.path,
-            self.table_options or TableOptions(),
-            self.min_interactions,
-            self.min_item_interactions,
-            Path(self.cache_dir) if self.cache_dir else None,
-        )
+        least = self.min_interactions, self.min_item_interactions
+        table = self.path, self.table_options or TableOptions()
+        cache = Path(self.cache_dir) if self.cache_dir else None
+        self.stages: dict[int, Targets] = {}  # of leave-one-out they are made when asked for
+        if self.split.is_leave_one_out:
+            data = load_training_data(*table, *least, cache)
+            self.spans = training_spans(data.sequences, self.holdout)
+        else:
+            data, self.spans, self.stages = splits.prepare(splits.load(*table, self.split, self.holdout, cache), *least)
         self.sequences, self.notes = data.sequences, data.notes
-        if len(self.sequences.histories) == 0:
+        if len(self.spans) == 0:
+            where = "" if self.split.is_leave_one_out else " in training"
             items = f" after items with fewer than data.min_item_interactions={self.min_item_interactions} are left out"
             raise UserError(
                 f"{self.path} has no user with at least data.min_interactions={self.min_interactions} interactions"
-                f"{items if self.min_item_interactions > 1 else ''}: the longest history has"
-                f" {data.counts['longest_history']}"
+                f"{items if self.min_item_interactions > 1 else ''}{where}:"
+                f" the longest history has {data.counts['longest_history']}"
             )
-        self.spans = training_spans(self.sequences, self.holdout)
         _, train_tokens = flatten(self.sequences.tokens, self.spans)
         counts = np.bincount(train_tokens, minlength=len(data.item_ids) + 1)[1:]
         self.vocabulary = Vocabulary(data.item_ids, counts)
         self.user_ids = data.user_ids
-        self.summary = {
+        self.summary: dict[str, Any] = {
+            "split": f"{self.split.kind}: {data.targets or splits.LAST_ITEM[self.holdout]}",
             **data.counts,
             "train_users": len(self.spans),
             "train_items": len(data.item_ids),
@@ -119,6 +124,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
             rows, seen = flatten(targets.tokens, targets.histories)
             self.summary["evaluated_users"] = len(targets.targets)
             self.summary["repeated_targets"] = len(np.unique(rows[seen == targets.targets[rows]]))
+            if any(len(stage.users) == 0 for stage in self.stages.values()):
+                raise UserError(
+                    f"data.split={self.split.kind} leaves nobody to evaluate: nobody's target and an item before it are"
+                    " both in training"
+                )
             if len(targets.targets) == 0:
                 raise UserError(
                     f"{self.path} has no user with more than data.holdout={self.holdout} interactions, so nothing can"
@@ -156,15 +166,17 @@ class BERT4RecDataModule(pl.LightningDataModule):
         return self._evaluation_loader(from_end=1) if self.holdout == 2 else []
 
     def evaluation_set(self, from_end: int) -> EvaluationSet:
-        """Held-out items and the histories before them; `from_end` 1 is each user's last item, 2 the one before."""
-        _, histories, targets = evaluation_spans(self.sequences, self.holdout, from_end)
+        """Held-out items and the histories before them; `from_end` 1 is what comes last, 2 the validation before it."""
+        _, histories, targets = self._held_out(from_end)
         tokens, num_items = self.sequences.tokens, self.num_items
         return EvaluationSet(tokens, histories, num_items, self.max_len, self.filter_seen, targets)
 
-    def evaluated_user_ids(self) -> pa.StringArray:
+    def evaluated_user_ids(self, from_end: int) -> pa.StringArray:
         """Ids of the users of an evaluation set, in its order."""
-        users, _, _ = evaluation_spans(self.sequences, self.holdout, from_end=1)
-        return self.user_ids.take(pa.array(users))
+        return self.user_ids.take(pa.array(self._held_out(from_end).users))
+
+    def _held_out(self, from_end: int) -> Targets:
+        return self.stages.get(from_end) or Targets(*evaluation_spans(self.sequences, self.holdout, from_end))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave it where it is on a CPU: Lightning would go through every tensor."""
@@ -203,10 +215,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        """Sizes and a digest of the histories."""
+        """Sizes and a digest of the histories, and of where training ends if it does not follow from them."""
         tokens, offsets = self.sequences.tokens, self.sequences.offsets
         digest = hashlib.blake2b(digest_size=16)
-        for values in (offsets, tokens):
+        ends = () if self.split.is_leave_one_out else (self.spans.starts, self.spans.stops)
+        for values in (offsets, tokens, *ends):
             for start in range(0, len(values), 2**20):
                 digest.update(np.ascontiguousarray(values[start : start + 2**20], dtype="<i8").data)
         return {"rows": len(tokens), "users": len(offsets) - 1, "digest": digest.hexdigest()}

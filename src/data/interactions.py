@@ -17,7 +17,7 @@ from ..errors import UserError
 from . import id_forms
 from .readers import read_part, sources
 from .readers.times import UNIT_NAMES, unit_of
-from .table import IDS, Part, TableOptions
+from .table import IDS, Part, TableOptions, Times
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Interactions:
     item_ids: pa.StringArray  # [I] strings, in order of first appearance
     has_time: bool  # whether the table had a time column
     notes: tuple[str, ...] = ()  # what was recognised, left out or odd, for the person to read
+    times: Times | None = None  # [R], of the rows, as numbers or dates; None unless they were asked for
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -37,8 +38,11 @@ class Interactions:
         return np.diff(self.offsets)
 
 
-def read_interactions(path: Path, options: TableOptions | None = None) -> Interactions:
+def read_interactions(path: Path, options: TableOptions | None = None, keeps_times: bool = False) -> Interactions:
     """Read a table: a file, a folder of files or a pattern such as `part-*.csv`, in any of the formats of docs/data.md.
+
+    Args:
+        keeps_times: whether the rows come with their times, not only in their order.
 
     Raises:
         UserError: if a file is missing, unreadable, lacks a column, or has bad rows that are not to be dropped.
@@ -57,11 +61,13 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
     if len(users) == 0:
         raise UserError(f"{path} has no row with a rating of at least data.min_rating={options.min_rating}")
     offsets = np.concatenate([[0], np.bincount(users, minlength=len(user_ids)).cumsum()])
-    order = _order(users, times)
+    order = _order(users, None if times is None else times.view(np.int64) if times.dtype.kind == "M" else times)
     items = items[order]
     is_repeat = np.append(False, items[1:] == items[:-1])  # of the row before
     is_repeat[offsets[:-1]] = False
+    kept_times = times[order] if keeps_times and times is not None else None
     if options.deduplicate:
+        kept_times = None if kept_times is None else kept_times[~is_repeat]
         items, offsets = items[~is_repeat], np.concatenate([[0], (~is_repeat).cumsum()])[offsets]
     elif times is not None:
         rows = np.flatnonzero(is_repeat)
@@ -70,7 +76,7 @@ def read_interactions(path: Path, options: TableOptions | None = None) -> Intera
                 f"repeats     {twice:,} rows have user, item and time of the row before and count again"
                 " (data.deduplicate=true leaves them out)"
             )
-    return Interactions(items, offsets, user_ids, item_ids, times is not None, tuple(notes))
+    return Interactions(items, offsets, user_ids, item_ids, times is not None, tuple(notes), kept_times)
 
 
 def _whole(
@@ -123,7 +129,7 @@ def _rated(part: Part, options: TableOptions) -> Part:
 
 
 def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
-    """Times of all files in one unit, as numbers. [R], or None if there are none."""
+    """Times of all files in one unit. [R], or None if there are none."""
     times: list[NDArray[Any]] = [part.times for part in parts if part.times is not None]
     if not times:
         return None
@@ -143,8 +149,7 @@ def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
         )
     if len({array.dtype for array in times}) > 1 and are_dates == {True}:
         times = [array.astype("datetime64[us]") for array in times]
-    joined = times[0] if len(times) == 1 else np.concatenate(times)
-    return joined.view(np.int64) if joined.dtype.kind == "M" else joined
+    return times[0] if len(times) == 1 else np.concatenate(times)
 
 
 def _codes(columns: Iterable[pa.ChunkedArray]) -> tuple[NDArray[np.int32], pa.StringArray]:

@@ -22,20 +22,22 @@ class TrainingData:
     user_ids: pa.StringArray  # [E] strings
     counts: dict[str, int]  # rows, users and items of the whole table, and the like; see `BERT4RecDataModule.summary`
     notes: tuple[str, ...]  # what reading the table had to say
+    targets: str = ""  # which items are targets; empty for leave-one-out, which follows from the histories
 
     @property
     def sequences(self) -> Sequences:
         return Sequences(self.tokens, self.offsets)
 
 
-def load_interactions(path: Path, options: TableOptions, cache: Path | None) -> Interactions:
+def load_interactions(path: Path, options: TableOptions, cache: Path | None, keeps_times: bool = False) -> Interactions:
     """`read_interactions`, from the folder `cache` if it has been read before."""
 
     def make() -> Interactions:
-        return read_interactions(path, options)
+        return read_interactions(path, options, keeps_times)
 
     name, files = "interactions", sources.find(path)
-    return cached(Interactions, make, folder=cache, name=name, files=files, settings=asdict(options))
+    settings = asdict(options) | ({"keeps_times": True} if keeps_times else {})
+    return cached(Interactions, make, folder=cache, name=name, files=files, settings=settings)
 
 
 def load_training_data(

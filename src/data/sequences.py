@@ -81,7 +81,7 @@ def n_core(interactions: "Interactions", min_interactions: int, min_item_interac
     has_rows = lengths > 0
     offsets = np.concatenate([[0], lengths[has_rows].cumsum()])
     user_ids = interactions.user_ids.filter(pa.array(has_rows))
-    return replace(interactions, items=items, offsets=offsets, user_ids=user_ids)
+    return replace(interactions, items=items, offsets=offsets, user_ids=user_ids, times=None)
 
 
 def build(
@@ -118,7 +118,7 @@ def select_users(interactions: "Interactions", user_ids: pa.StringArray) -> "tup
     stops = np.where(is_there, interactions.offsets[places + 1], 0)
     _, items = flatten(interactions.items, Spans(starts, stops))
     offsets = np.concatenate([[0], (stops - starts).cumsum()])
-    return replace(interactions, items=items.astype(np.int32), offsets=offsets, user_ids=user_ids), is_there
+    return replace(interactions, items=items.astype(np.int32), offsets=offsets, user_ids=user_ids, times=None), is_there
 
 
 def training_spans(sequences: Sequences, holdout: int) -> Spans:

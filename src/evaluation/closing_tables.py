@@ -19,9 +19,10 @@ PROTOCOLS = {
 }
 
 
-def describe_data(summary: dict[str, int], min_interactions: int, holdout: int, min_item_interactions: int = 1) -> str:
+def describe_data(summary: dict[str, Any], min_interactions: int, holdout: int, min_item_interactions: int = 1) -> str:
     """What was read, what was left out and why, and what is evaluated; a few lines."""
     s = summary
+    items = s.get("items_before", s["items"])  # those that could have trained
     lines = [
         f"data        {s['rows']:,} interactions of {s['users']:,} users with {s['items']:,} items"
         + ("" if s["has_time"] else " (no time column: the file's order is taken as the order)"),
@@ -29,20 +30,20 @@ def describe_data(summary: dict[str, int], min_interactions: int, holdout: int, 
     if min_item_interactions > 1:
         lines.append(
             f"left out    {s['short_users_rows']:,} interactions, {s['short_users']:,} users and"
-            f" {s['items'] - s['train_items']:,} items, until every user has data.min_interactions={min_interactions}"
+            f" {items - s['train_items']:,} items, until every user has data.min_interactions={min_interactions}"
             f" and every item data.min_item_interactions={min_item_interactions}"
         )
     elif s["short_users"]:
         lines.append(
             f"left out    {s['short_users']:,} users with fewer than data.min_interactions={min_interactions}"
             f" interactions ({s['short_users_rows']:,} interactions,"
-            f" {s['items'] - s['train_items']:,} items that only they have)"
+            f" {items - s['train_items']:,} items that only they have)"
         )
     lines.append(
         f"training    {s['train_rows']:,} interactions of {s['train_users']:,} users with {s['train_items']:,} items"
     )
     if holdout:
-        held_out = "the last item tests, the one before validates" if holdout == 2 else "the last item validates"
+        _, _, held_out = s["split"].partition(": ")
         lines.append(f"evaluation  {s['evaluated_users']:,} users: {held_out}, all {s['train_items']:,} items ranked")
     return "\n".join(lines)
 
@@ -66,8 +67,10 @@ def figures_table(rows: dict[str, dict[str, float]]) -> str:
 def figures(content: dict[str, Any]) -> str:
     """All tables of figures, from what metrics.json or evaluation.json holds; ends with an empty line."""
     lines = []
+    kind = content.get("data", {}).get("split", "").partition(": ")[0]
+    split = f", split by {kind}" if kind in ("time", "files") else ""
     for stage, rows in content["figures"].items():
-        lines += [f"{STAGES[stage]}, every item ranked", figures_table(rows)]
+        lines += [f"{STAGES[stage]}, every item ranked{split}", figures_table(rows)]
         by_name = content.get("details", {}).get(stage, {}).get("intervals", {}).get("full", {})
         if by_name:
             ends = list(by_name.values())[-1]  # of the model
@@ -75,7 +78,7 @@ def figures(content: dict[str, Any]) -> str:
             lines.append(f"95% interval: {', '.join(named)}")
         lines.append("")
         for protocol, sampled in content.get("sampled_figures", {}).get(stage, {}).items():
-            lines += [f"{STAGES[stage]}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
+            lines += [f"{STAGES[stage]}{split}, {PROTOCOLS[protocol]}", figures_table(sampled), ""]
     return "\n".join(lines)
 
 

@@ -13,9 +13,10 @@ from ..batch import PAD
 from ..command_line import cli
 from ..data import id_forms
 from ..data.batching import EvaluationSet, OrderedBatches
-from ..data.from_settings import read_table
+from ..data.from_settings import read_split, read_table
 from ..data.interactions import Interactions
-from ..data.sequences import Indices, Sequences, Spans, evaluation_spans, n_core, training_spans
+from ..data.sequences import Indices, Sequences, Spans, evaluation_spans, flatten, n_core, training_spans
+from ..data.splits import Split
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
@@ -28,7 +29,7 @@ from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
-    """The last item of every user of a table, in the tokens of a vocabulary that exists already."""
+    """The item to predict of every user of a table, in the tokens of a vocabulary that exists already."""
 
     tokens: Indices  # [R] int64, all interactions with known items, grouped by user and in order of time
     users: Indices  # [E] int64, rows of the table's users that can be evaluated
@@ -36,7 +37,7 @@ class HeldOut(NamedTuple):
     targets: Indices  # [E] int64
     training: Spans  # what training on this table would have seen
     unknown_targets: int  # users left out because the model does not know their last item
-    kept: Indices  # [K] int64, all interactions with known items of users that are long enough to train on
+    kept: Indices  # [K] int64, all interactions with known items that training on all but the targets would have seen
 
 
 def evaluate(config: Config) -> None:
@@ -53,21 +54,29 @@ def evaluate(config: Config) -> None:
     titles = read_titles(config.data.items_file)
     model, vocabulary = checkpoint.load(checkpoint_path)
     path = config.data.path
-    interactions = read_table(config)
-    rows, users = len(interactions.items), len(interactions.user_ids)
-    if config.data.min_item_interactions > 1:  # what training left out before it held out the last items
-        interactions = n_core(interactions, config.data.min_interactions, config.data.min_item_interactions)
-    held_out = hold_out(interactions, vocabulary, config.data.min_interactions, max(1, config.data.holdout))
+    least, holdout = config.data.min_interactions, max(1, config.data.holdout)
+    if config.data.split == "leave_one_out":
+        interactions, how = read_table(config), "leave_one_out: the last item tests"
+        rows, users = len(interactions.items), len(interactions.user_ids)
+        if config.data.min_item_interactions > 1:  # what training left out before it held out the last items
+            interactions = n_core(interactions, least, config.data.min_item_interactions)
+        held_out = hold_out(interactions, vocabulary, least, holdout)
+        notes = _warnings(held_out, vocabulary)
+        required = f"data.min_interactions={least} interactions, more than data.holdout={holdout}, and a last item"
+    else:
+        split = read_split(config)
+        interactions, how = split.interactions, f"{config.data.split}: {split.targets[0]} tests"
+        held_out, notes = hold_out_by(split, vocabulary, least)
+        rows, users = len(interactions.items), len(interactions.user_ids)
+        required = f"by data.split={config.data.split} a target and an item before it"
     if not len(held_out.users):
-        raise UserError(
-            f"{path} has nobody to evaluate: it takes data.min_interactions={config.data.min_interactions}"
-            f" interactions, more than data.holdout={max(1, config.data.holdout)}, and a last item that"
-            f" {checkpoint_path} knows"
-        )
+        raise UserError(f"{path} has nobody to evaluate: it takes {required} that {checkpoint_path} knows")
     print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
     print(f"data        {rows:,} interactions of {users:,} users")
-    print(f"evaluation  {len(held_out.users):,} users: the last item tests, all {len(vocabulary):,} items ranked")
-    _warn(held_out, vocabulary)
+    by = how.partition(": ")[2]
+    print(f"evaluation  {len(held_out.users):,} users: {by}, all {len(vocabulary):,} items ranked")
+    for note in notes:
+        print(note)
     cli.quiet()
     devices.tune_cuda()
     trainer = pl.Trainer(
@@ -92,7 +101,10 @@ def evaluate(config: Config) -> None:
     user_ids = interactions.user_ids.take(pa.array(held_out.users))
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
     contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
-    content = {"data": {"path": str(path), "rows": rows, "users": users}, "checkpoint": str(checkpoint_path)}
+    content = {
+        "data": {"path": str(path), "rows": rows, "users": users, "split": how},
+        "checkpoint": str(checkpoint_path),
+    }
     content |= results.of(config, {"test": contest}, trainer, model, origin)
     report_path = output_path.with_suffix(".html")
     results.write(config, content, output_path, report_path, contest, vocabulary, titles)
@@ -131,16 +143,36 @@ def hold_out(interactions: Interactions, vocabulary: Vocabulary, min_interaction
     )
 
 
-def _warn(held_out: HeldOut, vocabulary: Vocabulary) -> None:
+def hold_out_by(split: Split, vocabulary: Vocabulary, min_interactions: int) -> tuple[HeldOut, list[str]]:
+    """The last targets of a split by time or by files, and what to say of it."""
+    encoded = split.encode(vocabulary, min_interactions)
+    tokens = encoded.sequences.tokens.astype(np.int64)
+    _, before = flatten(tokens, encoded.before)
+    held_out = HeldOut(tokens, *encoded.stages[1], encoded.training, encoded.left_out["unknown_targets"], before)
+    notes = [*encoded.notes[1]]
+    if (vocabulary.counts > np.bincount(before, minlength=len(vocabulary) + 1)[1:]).any():
+        notes.append(
+            "warning: the model was trained on more interactions than there are before the targets: if they are of this"
+            " table, the figures flatter it"
+        )
+    return held_out, notes
+
+
+def _warnings(held_out: HeldOut, vocabulary: Vocabulary) -> list[str]:
+    """On last items that the model does not know, and on a model that was trained on them."""
+    warnings = []
     if held_out.unknown_targets:
-        print(
+        warnings.append(
             f"warning: {held_out.unknown_targets:,} users are left out: the model does not know their last item;"
             " training's own figures have items without training interactions among them, as misses"
         )
     # Of the users that these settings train on, and of all, should training have had another data.min_interactions.
     counts = [np.bincount(rows, minlength=len(vocabulary) + 1)[1:] for rows in (held_out.kept, held_out.tokens)]
     if any(np.array_equal(count, vocabulary.counts) for count in counts):
-        print("warning: the model was trained on these very items, with data.holdout=0: the figures flatter it")
+        warnings.append(
+            "warning: the model was trained on these very items, with data.holdout=0: the figures flatter it"
+        )
+    return warnings
 
 
 def _outcomes(config: Config, trainer: pl.Trainer, model: Any, contest: Contest) -> Any:

@@ -29,6 +29,9 @@ DATA = ("Users by length of history", "Items by popularity")
 SUMMARY = {
     "rows": "interactions",
     "has_time": "time column",
+    "items_before": "items before the first target",
+    "unknown_users": "users left out, no known item before the target",
+    "unknown_targets": "users left out, target not in training",
     "short_users": "users left out, too few interactions",
     "short_users_rows": "their interactions",
     "train_users": "users in training",

@@ -10,6 +10,7 @@ ROLES = ("user", "item", "time", "rating")
 def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
     """A key, its value, and why it cannot be beside the others."""
     yield from _contradictions_in_data(config.data)
+    yield from _contradictions_in_split(config.data)
     model, training = config.model, config.training
     if model.hidden_units % model.num_heads:
         yield "model.hidden_units", model.hidden_units, f"it must be divisible by model.num_heads={model.num_heads}"
@@ -61,6 +62,30 @@ def _contradictions_in_data(data: DataConfig) -> Iterator[tuple[str, object, str
     if data.download and data.generate_sample:
         why = "data.generate_sample=true makes another table; choose one of them"
         yield "data.download", data.download, why
+
+
+def _contradictions_in_split(data: DataConfig) -> Iterator[tuple[str, object, str]]:
+    if data.split != "leave_one_out" and data.holdout == 0:
+        yield "data.split", data.split, "data.holdout=0 leaves nothing to evaluate; use data.holdout=1 or 2"
+    if data.split == "time" and data.columns.time is False:
+        yield "data.split", data.split, "data.columns.time=false leaves no times to cut at"
+    if data.split_at is not None and data.split != "time":
+        yield "data.split_at", data.split_at, "it is the cut of data.split=time; add that"
+    files = {"validation_file": data.validation_file, "test_file": data.test_file}
+    if data.split != "files":
+        for name, file in files.items():
+            if file is not None:
+                yield f"data.{name}", file, "it is a table of data.split=files; add that"
+    elif data.holdout and None in (missing := [*files.values()][: data.holdout]):
+        name = [*files][missing.index(None)]
+        yield (
+            "data.split",
+            data.split,
+            f"with data.holdout={data.holdout} it needs data.{name}"
+            + (", or data.holdout=1 for a validation alone" if name == "test_file" else ""),
+        )
+    elif data.holdout == 1 and data.test_file is not None:
+        yield "data.test_file", data.test_file, "data.holdout=1 has no test; use data.holdout=2"
 
 
 def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[str, object, str]]:

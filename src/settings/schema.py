@@ -6,10 +6,10 @@ The YAML owns the values. It needs neither torch nor data, so that a mistake sho
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import values
 from .fields import choice, choices, path, rate, section, setting, share, switch, whole
 
 SCHEDULERS = ("none", "linear", "cosine")
@@ -22,6 +22,7 @@ OWN_PART = "{_target_:MODULE.CLASS}"  # with its arguments as further entries
 FORMATS = ("long", "wide")
 PROTOCOLS = ("full", "uniform-100", "popularity-100")
 DELIMITERS = {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "colon": ":"}
+SPLITS = ("leave_one_out", "time", "files")
 DOWNLOADS = ("ml-100k", "ml-1m", "ml-20m", "beauty", "steam")
 VECTORS = ("embeddings", "similar", "user_vectors")  # what may be written together, in place of predictions
 
@@ -56,40 +57,6 @@ def _vectors(meaning: str) -> Any:
     )
 
 
-def _is_encoding(name: str) -> bool:
-    try:
-        return isinstance("".encode(name), bytes)  # hex and the like are codecs, but not of text
-    except (LookupError, ValueError):  # ValueError: no name at all, or a codec for nothing
-        return False
-
-
-def _is_time_format(text: str) -> bool:
-    try:
-        day = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
-        return datetime.strptime(day.strftime(text), text).date() == day.date()
-    except ValueError:
-        return False
-
-
-def _is_interval(value: float) -> bool:
-    return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
-
-
-def _are_column_names(names: list[str]) -> bool:
-    are_plain = all(name and not set(name) & set(',"\r\n') for name in names)
-    return len(names) in (2, 4) and len(set(names)) == len(names) and are_plain
-
-
-def _is_own_part(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("_target_"), str)
-
-
-def _are_devices(value: Any) -> bool:
-    if isinstance(value, list):
-        return value != [] and all(type(index) is int for index in value)
-    return value == "auto" or (type(value) is int and value >= 1)
-
-
 @dataclass
 class ColumnsConfig:
     user: Any = _column("null: user, user_id, userId, ... is recognised")
@@ -117,9 +84,9 @@ class DataConfig:
     time_format: str | None = setting(
         "of times as text, such as %d.%m.%Y %H:%M (null: numbers and ISO dates)",
         "give year, month and day as Python's strptime has them, such as %d.%m.%Y %H:%M",
-        _is_time_format,
+        values.is_time_format,
     )
-    encoding: str = setting("of a text", "give utf-8, latin-1, cp949, utf-16 or the like", _is_encoding)
+    encoding: str = setting("of a text", "give utf-8, latin-1, cp949, utf-16 or the like", values.is_encoding)
     on_bad_rows: str = choice(
         "rows without an id, with an unusable time, ...: error, or drop, which reports them", ("error", "drop")
     )
@@ -143,6 +110,17 @@ class DataConfig:
         "give 2 (a test and a validation item), 1 (a validation item) or 0 (nothing)",
         (0, 1, 2).__contains__,
     )
+    split: str = choice(
+        "targets: leave_one_out: each user's last items | time: what follows one cut | files: tables of your own",
+        SPLITS,
+    )
+    split_at: Any = setting(
+        "cut of split=time: a date, a Unix time, or the share of interactions before it (null: 0.9)",
+        "give a date such as 2024-01-31, a Unix time, or a share such as 0.9",
+        lambda value: value is None or values.is_cut(value),
+    )
+    validation_file: str | None = path("table of split=files with the items that validate, in data_dir")
+    test_file: str | None = path("table of split=files with the items that test, in data_dir")
     window_stride: int | None = whole(
         "null: the last max_len items; n: windows of max_len items, n apart, over the whole history", least=1
     )
@@ -154,11 +132,21 @@ class DataConfig:
             typed = getattr(self, name)
             if isinstance(typed, str):
                 setattr(self, name, DELIMITERS.get(typed.lower(), typed.replace("\\t", "\t")))
+        if isinstance(self.split_at, str) and values.is_number(self.split_at):
+            self.split_at = float(self.split_at)
 
     @property
     def path(self) -> Path:
         """Where the table is."""
         return Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+
+    @property
+    def split_options(self) -> dict[str, Any]:
+        """Arguments of `src.data.splits.SplitOptions`."""
+        folder = Path(self.data_dir).expanduser()
+        files = {"validation": self.validation_file, "test": self.test_file}
+        paths = {name: None if file is None else folder / Path(file).expanduser() for name, file in files.items()}
+        return {"kind": self.split, "at": self.split_at, **paths}
 
     @property
     def table_options(self) -> dict[str, Any]:
@@ -219,13 +207,13 @@ class TrainingConfig:
     val_check_interval: float = setting(
         "epochs between validations (whole number | below 1: fraction of an epoch)",
         "a whole number n means every n epochs, a fraction below 1 means that part of an epoch",
-        _is_interval,
+        values.is_interval,
     )
     accelerator: str = setting("device type (auto | cpu | gpu | tpu | mps)")
     devices: Any = setting(
         "devices per machine (auto | number | list of indices); see docs/scale.md",
         "give auto, a number of devices, or a list of device indices",
-        _are_devices,
+        values.are_devices,
     )
     num_nodes: int = whole("machines", least=1)
     strategy: str = setting("distribution strategy, as in Lightning (auto | ddp | ...)")
@@ -244,12 +232,12 @@ class TrainingConfig:
     logger: list[Any] = setting(
         "loggers (tensorboard, csv, mlflow, wandb, or your own by _target_ | []: none)",
         f"choose from {', '.join(LOGGERS)} and {OWN_PART}, or give [] for none",
-        lambda value: all(entry in LOGGERS or _is_own_part(entry) for entry in value),
+        lambda value: all(entry in LOGGERS or values.is_own_part(entry) for entry in value),
     )
     callbacks: list[Any] = setting(
         "your own Lightning callbacks by _target_ (docs/tour.md)",
         f"give a list of {OWN_PART}",
-        lambda value: all(map(_is_own_part, value)),
+        lambda value: all(map(values.is_own_part, value)),
     )
 
 
@@ -293,7 +281,7 @@ class InferenceConfig:
     columns: list[str] = setting(
         "names of the table's columns, rank and score with with_scores only",
         "give names of user and item, or of user, item, rank and score, without commas and quotes",
-        _are_column_names,
+        values.are_column_names,
     )
     topk: int = whole("recommended items per user", least=1)
     exclude_seen: bool = setting("exclude seen items")

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from pytorch_lightning.loggers import Logger
 
 from ..data import BERT4RecDataModule
+from ..data.splits import SplitOptions
 from ..data.table import TableOptions
 from ..errors import UserError
 from ..models import BERT4Rec
@@ -44,6 +45,7 @@ def build_data(config: Config) -> BERT4RecDataModule:
         random_token_share=config.model.random_token_share,
         mask_last_share=config.model.mask_last_share,
         holdout=config.data.holdout,
+        split=SplitOptions(**config.data.split_options),
         window_stride=config.data.window_stride,
         filter_seen=config.evaluation.filter_seen,
         eval_batch_size=config.evaluation.batch_size,

@@ -44,7 +44,7 @@ def finish(
         content["best_step"] = torch.load(chosen, mmap=True, weights_only=True, map_location="cpu")["global_step"]
     contests = evaluate(config, trainer, model, data, chosen, name)
     content |= results.of(config, contests, trainer, model, origin)
-    if "test" in contests and config.data.generate_sample:
+    if "test" in contests and config.data.generate_sample and config.data.split == "leave_one_out":
         content["figures"]["test"]["best reachable"] = best_reachable(data.path, content["figures"]["test"])
     if trainer.is_global_zero:
         final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}
@@ -68,10 +68,11 @@ def evaluate(
     loggers = trainer.loggers
     for stage in stages:
         trainer.loggers = [] if stage == "val" else loggers  # training has drawn these points already
+        from_end = 1 if stage == stages[-1] else 2
         contest = results.contest(
             config,
-            data.evaluation_set(from_end=1 if stage == stages[-1] else 2),
-            data.evaluated_user_ids(),
+            data.evaluation_set(from_end),
+            data.evaluated_user_ids(from_end),
             data.vocabulary.counts,
             data.spans,
         )

@@ -31,6 +31,8 @@ FIXED = (
     "data.min_rating",
     "data.deduplicate",
     "data.holdout",
+    "data.split",
+    "data.split_at",
     "training.optimizer",
     "training.decay_norm_and_bias",
 )
@@ -39,6 +41,7 @@ PLAN = ("seed", "data.batch_size", "data.window_stride", "model.max_len")
 # What may differ without a word.
 PLACES = (
     *("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference."),
+    *("data.validation_file", "data.test_file"),
     *("data.columns.", "data.delimiter", "data.encoding", "data.on_bad_rows", "data.download", "data.cache"),
     *("training.logger", "training.callbacks"),
 )

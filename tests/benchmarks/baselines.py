@@ -25,7 +25,7 @@ def contest_of(path: Path, holdout: int, from_end: int, protocol_names: Sequence
     data.setup()
     contest = Contest(
         data.evaluation_set(from_end),
-        data.evaluated_user_ids(),
+        data.evaluated_user_ids(from_end),
         data.vocabulary.counts,
         list(protocol_names),
         seed,

@@ -30,9 +30,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     read = loading.read_interactions
 
-    def recorded(path: Path, options: TableOptions) -> Any:
+    def recorded(path: Path, options: TableOptions, keeps_times: bool = False) -> Any:
         paths.append(path)
-        return read(path, options)
+        return read(path, options, keeps_times)
 
     monkeypatch.setattr(loading, "read_interactions", recorded)
     return paths
@@ -188,10 +188,10 @@ def prepare(folder: Path, results: Any) -> None:
     count = 0
     read = loading.read_interactions
 
-    def counted(path: Path, options: TableOptions) -> Any:
+    def counted(path: Path, options: TableOptions, keeps_times: bool = False) -> Any:
         nonlocal count
         count += 1
-        return read(path, options)
+        return read(path, options, keeps_times)
 
     loading.read_interactions = counted
     tokens = observe(training_data(folder))[0]

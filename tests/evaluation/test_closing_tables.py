@@ -12,7 +12,8 @@ import pytest
 from src.evaluation import closing_tables
 from src.runs.folder import RunFolder
 
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
+    "split": "leave_one_out: the last item tests, the one before validates",
     "rows": 12345,
     "users": 1100,
     "items": 523,
@@ -35,7 +36,13 @@ def test_data_of_a_plain_table() -> None:
 
 
 def test_data_says_what_was_left_out_and_why() -> None:
-    summary = SUMMARY | {"has_time": 0, "short_users": 1001, "short_users_rows": 1500, "train_users": 99}
+    summary = SUMMARY | {
+        "split": "leave_one_out: the last item validates",
+        "has_time": 0,
+        "short_users": 1001,
+        "short_users_rows": 1500,
+        "train_users": 99,
+    }
     assert closing_tables.describe_data(summary | {"train_items": 500}, min_interactions=4, holdout=1).splitlines() == [
         "data        12,345 interactions of 1,100 users with 523 items"
         " (no time column: the file's order is taken as the order)",
@@ -49,6 +56,28 @@ def test_data_says_what_was_left_out_and_why() -> None:
 def test_data_that_all_trains_has_no_evaluation() -> None:
     summary = {key: value for key, value in SUMMARY.items() if key != "evaluated_users"}
     assert "evaluation" not in closing_tables.describe_data(summary, min_interactions=3, holdout=0)
+
+
+def test_what_a_cut_in_time_leaves_out_is_counted_before_it() -> None:
+    cut = {"split": "time: the first item from 2024-01-31 00:00:00 on validates", "items_before": 503}
+    summary = SUMMARY | cut | {"short_users": 9, "short_users_rows": 15, "train_items": 500}
+    assert closing_tables.describe_data(summary, min_interactions=4, holdout=1).splitlines()[1:] == [
+        "left out    9 users with fewer than data.min_interactions=4 interactions"
+        " (15 interactions, 3 items that only they have)",
+        "training    10,145 interactions of 1,100 users with 500 items",
+        "evaluation  1,099 users: the first item from 2024-01-31 00:00:00 on validates, all 500 items ranked",
+    ]
+
+
+@pytest.mark.parametrize("split", ["time", "files"])
+def test_figures_name_a_split_that_is_not_leave_one_out(split: str) -> None:
+    figures = {"figures": {"test": {"a": {"test_hit@5": 0.25}}}}
+    sampled = {"sampled_figures": {"test": {"uniform-100": {"a": {"test_uniform-100_hit@5": 0.75}}}}}
+    lines = closing_tables.figures({"data": {"split": f"{split}: the first item"}, **figures, **sampled}).splitlines()
+    assert lines[0] == f"test, every item ranked, split by {split}"
+    assert lines[4].startswith(f"test, split by {split}, target among 100 items drawn uniformly")
+    lines = closing_tables.figures({"data": {"split": "leave_one_out: the last item tests"}, **figures}).splitlines()
+    assert lines[0] == "test, every item ranked"
 
 
 def test_table_of_figures() -> None:

@@ -76,7 +76,7 @@ def content(contest: Contest) -> dict[str, Any]:  # noqa: F811
     }
     origin |= {"commit": "1a2b3c4 with changes", "device": "CPU, one", "precision": "32-true", "parameters": 54321}
     monitor = {"settings": {"training": {"monitor_metric": "val_ndcg@5"}}}
-    data = {"rows": 12345, "has_time": 1, "short_users_rows": 7}
+    data = {"split": "time: the first item from 7 on tests", "rows": 12345, "has_time": 1, "short_users_rows": 7}
     return {**tables, **origin, **monitor, "best_step": 2, "seconds": 75.0, "epochs": 12, "data": data}
 
 
@@ -120,6 +120,8 @@ def test_the_origin_of_the_figures_and_the_data_are_told_in_words(report: Path) 
         ["model", "54,321 parameters"],
     ]
     assert any(row[0] == "command" and row[1].startswith("python train_bert4rec.py") for row in rows)
+    assert ["split", "time: the first item from 7 on tests"] in rows
+    assert "Split: time: the first item from 7 on tests." in read(report).text
     assert ["interactions", "12,345"] in rows
     assert ["time column", "yes"] in rows
     assert ["their interactions", "7"] in rows

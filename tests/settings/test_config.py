@@ -15,7 +15,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from src.command_line import cli
+from src.command_line.words import quote_text
 from src.data import BERT4RecDataModule
+from src.data.splits import SplitOptions
 from src.data.table import TableOptions
 from src.errors import UserError
 from src.models import BERT4Rec
@@ -99,6 +101,10 @@ ADDED = {
     "data.generate_sample": False,
     "data.items_file": None,
     "data.holdout": 2,
+    "data.split": "leave_one_out",
+    "data.split_at": None,
+    "data.validation_file": None,
+    "data.test_file": None,
     "data.window_stride": None,
     "model.mask_token_share": 0.8,
     "model.random_token_share": 0.1,
@@ -343,6 +349,9 @@ TOO_FAR: dict[str, list[Any]] = {
     "data.num_workers": [-1],
     "data.window_stride": [0, 51],
     "data.holdout": [-1, 3],
+    "data.split": ["random", "Time"],
+    "data.split_at": [0, 0.0, float("inf"), float("nan"), True, "soon", "2024-13-01", "0001-01-01", [1], "2024-01-31"],
+    "data.validation_file": ["v.csv"],
     "model.hidden_units": [0, 63],
     "model.num_heads": [0],
     "model.num_layers": [0],
@@ -444,6 +453,21 @@ def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
         ({"model.mask_token_share": 0.95}, "model.random_token_share=0.1", "model.mask_token_share=0.95"),
         ({"training.compile": True, "data.on_device": False}, "training.compile=true", "data.on_device=true"),
         ({"data.holdout": 0, "training.early_stopping": True}, "training.early_stopping=true", "data.holdout=0"),
+        ({"data.holdout": 0, "data.split": "time"}, "data.split=time", "data.holdout=0 leaves nothing"),
+        ({"data.columns.time": False, "data.split": "time"}, "data.split=time", "data.columns.time=false leaves no"),
+        ({"data.split_at": 0.8}, "data.split_at=0.8", "add that"),
+        ({"data.test_file": "t.csv"}, "data.test_file=t.csv", "data.split=files"),
+        ({"data.split": "files"}, "data.split=files", "needs data.validation_file"),
+        (
+            {"data.split": "files", "data.validation_file": "v"},
+            "data.split=files",
+            "needs data.test_file, or data.hold",
+        ),
+        (
+            {"data.split": "files", "data.validation_file": "v", "data.test_file": "t", "data.holdout": 1},
+            "data.test_file=t",
+            "data.holdout=1 has no test",
+        ),
         ({"data.window_stride": 9, "model.max_len": 8}, "data.window_stride=9", "model.max_len=8"),
         ({"data.columns.user": 1}, "data.columns=[1]", "user and item need places"),
         ({"data.columns.user": 1, "data.columns.item": "film"}, "data.columns=[1,film]", "no column a name"),
@@ -495,6 +519,26 @@ def test_nonsense_between_fields_is_refused(key: str, value: str) -> None:
     assert message.startswith(f"{key}={value_text(value)} is not possible: ")
     assert "such as tab, space, comma" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "at", ["2024-01-31", "2024-01-31 12:30", "2024-01-31T12:30:00+09:00", 0.5, 1706659200, -7, None]
+)
+def test_a_cut_is_a_date_a_time_or_a_share(at: Any) -> None:
+    assert changed({"data.split": "time", "data.split_at": at}).data.split_at == at
+
+
+@pytest.mark.parametrize(("typed", "at"), [("0.8", 0.8), ("1706659200", 1706659200), ("1.7e9", 1.7e9), ("null", None)])
+def test_a_cut_on_the_command_line_is_a_number_if_it_can_be(typed: str, at: float | None) -> None:
+    word = quote_text(f"data.split_at={typed}")
+    assert parse(composed("data.split=time", word)).data.split_at == at
+
+
+def test_the_tables_of_a_split_lie_in_the_data_folder(tmp_path: Path) -> None:
+    files = {"data.validation_file": "v.csv", "data.test_file": "/elsewhere/t.csv"}
+    data = changed({"data.split": "files", "data.data_dir": str(tmp_path), **files}).data
+    assert data.split_options["validation"] == tmp_path / "v.csv"
+    assert data.split_options["test"] == Path("/elsewhere/t.csv")
 
 
 def test_metrics_that_may_be_monitored() -> None:
@@ -593,6 +637,7 @@ OTHER = {
     "data.min_interactions": 5,
     "data.min_item_interactions": 4,
     "data.holdout": 1,
+    "data.split": "time",
     "data.window_stride": 11,
     "data.num_workers": 2,
     "data.on_device": True,
@@ -665,6 +710,7 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     arguments -= {"download", "download_url"}  # of another table than the sample
     names |= {
         "cache_dir": tmp_path / "run" / "cache",
+        "split": SplitOptions("time", None),
         "table_options": TableOptions(1, 3, 7, 6, "|", "cp949", "drop", 3.5, True, "%d.%m.%Y", ",", False, False),
     }
     assert {name: getattr(data, name) for name in arguments} == {name: names[name] for name in arguments}
