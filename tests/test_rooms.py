@@ -8,14 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
-SHARED = {
-    "errors",
-    "batch",
-    "ranking",
-    "metrics",
-    "atomic_files",
-    "kept_memory",
-}  # single files that every room may import
+# Single files that every room may import.
+SHARED = {"errors", "batch", "ranking", "metrics", "atomic_files", "kept_memory", "compiled"}
 ROOMS = {
     "settings": set(),
     "data": set(),
