@@ -19,6 +19,7 @@ from src import ranking
 from src.batch import EvalBatch, Negatives, PredictBatch, TrainBatch
 from src.command_line.cli import CONFIGS
 from src.data import BERT4RecDataModule
+from src.data.splits import SplitOptions
 from src.errors import UserError
 from src.kernels import door
 from src.models import BERT4Rec
@@ -95,6 +96,7 @@ def test_defaults_equal_those_of_the_yaml(thing: type, sections: list[str | None
     if thing is BERT4RecDataModule:
         values["eval_batch_size"] = composed["evaluation"]["batch_size"]
         values["num_negatives"] = 0  # softmax, the default loss, needs none
+        values["split"] = SplitOptions(composed["data"]["split"], composed["data"]["split_at"])
         values |= {"table_options": None, "cache_dir": None}  # all is recognised, and nothing kept
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in keywords.items()} == values
 
