@@ -111,7 +111,7 @@ class DataConfig:
         (0, 1, 2).__contains__,
     )
     split: str = choice(
-        "targets: leave_one_out: each user's last items | time: what follows one cut | files: tables of your own",
+        "targets (leave_one_out: each user's last items | time: what follows one cut | files: own tables)",
         SPLITS,
     )
     split_at: Any = setting(

@@ -71,6 +71,7 @@ def test_summary_of_a_small_table(tmp_path: Path) -> None:
     assert data.vocabulary.ids.to_pylist() == list("abcde")
     assert data.vocabulary.counts.tolist() == [2, 2, 1, 1, 0]  # of ann a b c, bob b, dan d a
     assert data.summary == {
+        "split": "leave_one_out: the last item tests, the one before validates",
         "rows": 15,
         "users": 5,
         "items": 8,
@@ -280,13 +281,15 @@ def test_no_argument_is_left_out_of_the_tests() -> None:
     arguments = set(inspect.signature(BERT4RecDataModule).parameters)
     assert arguments == {
         *CHANGES,
+        "split",
         "generate_sample",
         "download",
         "download_url",
         "cache_dir",
     }  # with tests of their own
+    split = {"split_at", "validation_file", "test_file"}  # of `SplitOptions`
     options = {"columns", *(field.name for field in fields(TableOptions))}
-    assert {field.name for field in fields(DataConfig)} - options - {"cache", "items_file"} <= arguments
+    assert {field.name for field in fields(DataConfig)} - options - {"cache", "items_file"} <= arguments | split
 
 
 def test_generate_sample_writes_the_table_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,7 @@ def test_defaults_equal_those_of_the_yaml(thing: type, sections: list[str | None
     if thing is BERT4RecDataModule:
         values["eval_batch_size"] = composed["evaluation"]["batch_size"]
         values["num_negatives"] = 0  # softmax, the default loss, needs none
+        values["split"] = SplitOptions(composed["data"]["split"], composed["data"]["split_at"])
         values |= {"table_options": None, "cache_dir": None}  # all is recognised, and nothing kept
         values["split"] = SplitOptions(values["split"])
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in keywords.items()} == values
