@@ -53,7 +53,7 @@ def plain(batches: Any) -> Any:
     """Batches with lists in the place of tensors."""
     if isinstance(batches, torch.Tensor):
         return batches.tolist()
-    return batches if batches is None or isinstance(batches, bool) else [plain(part) for part in batches]
+    return batches if batches is None or isinstance(batches, int) else [plain(part) for part in batches]
 
 
 def evaluated(batches: Iterable[EvalBatch]) -> list[tuple[int, list[int], int]]:
@@ -246,15 +246,17 @@ CHANGES: dict[str, Any] = {
     "eval_batch_size": 3,
     "num_negatives": 4,
     "negative_power": 0.9,
+    "on_device": True,
     "seed": 43,
 }
 
 
 def observe(data: BERT4RecDataModule) -> list[Any]:
-    """All that a trainer can see of a data module."""
+    """All that a trainer can see of a data module; its workers on a device whose batches are made on the CPU."""
     loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
     batches = [plain(loader) for loader in loaders]
-    return [data.summary, data.state_dict(), batches, process(data, 0, 1, "cuda").train_dataloader().num_workers]
+    device = "cpu" if data.on_device is True else "mps"
+    return [data.summary, data.state_dict(), batches, process(data, 0, 1, device).train_dataloader().num_workers]
 
 
 def test_every_argument_matters(tmp_path: Path) -> None:
@@ -317,7 +319,7 @@ def test_small_batches_are_made_some_in_a_row_on_a_cpu_alone(tmp_path: Path) -> 
     small, large = (data_module(tmp_path, batch_size=size, max_len=50, num_workers=1) for size in (128, 2000))
     assert small.train_dataloader().ahead == 8
     assert large.train_dataloader().ahead == 1  # 100,000 tokens each, of 131,072 at a time
-    assert process(small, 0, 1, "cuda").train_dataloader().ahead == 1
+    assert process(small, 0, 1, "mps").train_dataloader().ahead == 1
 
 
 def test_no_negatives_by_default(tmp_path: Path) -> None:

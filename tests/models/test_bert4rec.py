@@ -98,7 +98,6 @@ def test_defaults_equal_those_of_the_yaml(thing: type, sections: list[str | None
         values["num_negatives"] = 0  # softmax, the default loss, needs none
         values["split"] = SplitOptions(composed["data"]["split"], composed["data"]["split_at"])
         values |= {"table_options": None, "cache_dir": None}  # all is recognised, and nothing kept
-        values["split"] = SplitOptions(values["split"])
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in keywords.items()} == values
 
 

@@ -19,7 +19,7 @@ NEGATIVES = Negatives(torch.tensor([5, 2, 11]), torch.zeros(3))
 
 
 def moved(batch: Any) -> Any:
-    return type(batch)(*(tensor if tensor is None else There(tensor) for tensor in batch))
+    return type(batch)(*(There(part) if isinstance(part, torch.Tensor) else part for part in batch))
 
 
 def test_the_device_refuses_what_it_does_not_have() -> None:
