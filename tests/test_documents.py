@@ -27,6 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from src.batch import TrainBatch
 from src.command_line import help
 from src.command_line.words import quote_text
+from src.data import sample
 from src.prediction.predict import predict
 from src.settings import known_keys
 from src.training.train import train
@@ -165,6 +166,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))  # kernels
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sample, "USERS", 300)
     for output_dir in ("saved/bert4rec", "saved/ml-1m", "saved/ml-100k"):
         overrides = ["data.data_dir=FOLDER", "data.data_file=FILE", f"output_dir={output_dir}"]
         assert run_small("train", overrides).code == 0

@@ -208,6 +208,7 @@ def test_two_processes_stop_and_go_on_as_if_they_had_not(
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_lightning_starts_the_second_process_itself(table: Table, tmp_path: Path) -> None:
     overrides = (*table.overrides, *TINY, *TWO, *PLAIN, "data.batch_size=2", "output_dir=run")
     outcome = launch("train_bert4rec.py", *overrides, cwd=tmp_path)

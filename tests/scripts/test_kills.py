@@ -101,7 +101,7 @@ def test_terminated_in_a_process_of_its_own(sessions: Sessions, table: Table, wh
     assert_same(whole, Run(tmp_path, ""))
 
 
-@pytest.mark.parametrize("largest", [9_000, 20_000])
+@pytest.mark.parametrize("largest", [9_000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_disk_with_no_room_for_the_checkpoint(
     largest: int, sessions: Sessions, table: Table, whole: Run, tmp_path: Path
 ) -> None:

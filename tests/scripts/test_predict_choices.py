@@ -16,11 +16,11 @@ from tests.scripts.conftest import (
     TINY,
     Outcome,
     Run,
+    Sessions,
     Table,
     call,
     checkpoint,
     files_below,
-    launch,
     write_table,
 )
 from tests.scripts.test_predict_script import expected_lists, most_popular, predict_here, read_csv, read_lists
@@ -122,12 +122,12 @@ def test_lists_that_cannot_be_used(
     assert all(part in outcome.err for part in parts)
 
 
-def test_export_answers_as_the_script_does(trained: Run, table: Table, tmp_path: Path) -> None:
+def test_export_answers_as_the_script_does(sessions: Sessions, trained: Run, table: Table, tmp_path: Path) -> None:
     path = tmp_path / "out" / "m.onnx"
     nowhere = ("data.data_dir=no such folder", f"output_dir={trained.folder}", "inference.topk=4")
     before = files_below(trained.folder)
-    outcome = launch("predict_bert4rec.py", *nowhere, f"inference.export={path}", *TINY, cwd=tmp_path)
-    assert (outcome.code, outcome.err) == (0, "")  # in a process of its own: nothing else has imported Lightning
+    outcome = sessions.launch("predict", *nowhere, f"inference.export={path}", *TINY, cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
     assert f"written     {path}, " in outcome.out
     assert files_below(trained.folder) == before
     beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
