@@ -120,7 +120,7 @@ class FixedShapes:
             for values in (place, sequences.flatten())
         )
         inputs = torch.where(is_target, inputs, sequences)
-        # A row for nothing still has something to look at: attention to nothing is no number.
+        # A row for nothing still has something to look at: attention to nothing is NaN.
         inputs[:, -1] = torch.where(which == NO_ROW, mask_token(self.num_items), inputs[:, -1])
         negatives = self._negatives(shared_seed) if self.num_negatives else None
         return TrainBatch(inputs, places, targets, negatives, rows.num_rows)
