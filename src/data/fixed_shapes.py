@@ -91,8 +91,10 @@ class FixedShapes:
         mask_last_share: float,
         negative_sampler: NegativeSampler | None = None,
     ) -> None:
-        self.tokens = torch.from_numpy(np.asarray(tokens)).to(device)
-        self.starts, self.stops = (torch.from_numpy(places).to(device) for places in (spans.starts, spans.stops))
+        # Copies: what comes from the cache cannot be written to, of which torch.from_numpy warns.
+        self.tokens, self.starts, self.stops = (
+            torch.tensor(np.asarray(values), device=device) for values in (tokens, spans.starts, spans.stops)
+        )
         self.num_items = num_items
         self.mask_prob = mask_prob
         self.is_chosen_below = random_bits.threshold(mask_prob)
