@@ -155,7 +155,8 @@ class BERT4Rec(pl.LightningModule):
 
         A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
         """
-        if self.compiles and self.loss_name == "softmax":  # sparse gradients are not for torch.compile
+        # Sparse gradients are not for torch.compile, and it takes the output layer to be what `Network` builds.
+        if self.compiles and self.loss_name == "softmax" and door.difference(self.network, "output") is None:
             self._compiled_loss = Compiled(self.loss)
         if self._leaves_table_out_of_ddp():
             torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -478,3 +479,14 @@ def test_it_learns_what_follows_what(tmp_path: Path) -> None:
     best = model.predict([[ids.index(f"i{item:02d}") + 1 for item in walk] for walk in walks], topk=1)
     right = [ids[row[0] - 1] == f"i{(walk[-1] + 1) % 11:02d}" for row, walk in zip(best, walks, strict=True)]
     assert sum(right) >= 8
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_only_an_output_layer_as_it_was_built_is_compiled(is_edited: bool) -> None:
+    model = make_model()
+    model.compiles = True
+    model._trainer = mock.Mock(world_size=1, lr_scheduler_configs=[], optimizers=[])
+    if is_edited:
+        model.network.output.register_forward_hook(lambda *_: None)
+    model.on_train_start()
+    assert (model._compiled_loss is None) == is_edited
