@@ -5,7 +5,7 @@ tensors with a handful of array operations.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +98,26 @@ class AheadLoader(DataLoader[TrainBatch]):
         batches = super().__iter__()
         in_a_row = iter(lambda: list(itertools.islice(batches, self.ahead)), [])
         return itertools.chain.from_iterable(in_a_row)
+
+
+class Together:
+    """The batches of a loader in lists.
+
+    Args:
+        room: how long the next list may be, at least 1.
+    """
+
+    def __init__(self, loader: DataLoader[Any], room: Callable[[], int]) -> None:
+        self.loader, self.room = loader, room
+        self.sampler = loader.sampler  # which Lightning tells the epoch
+
+    def __len__(self) -> int:
+        """Batches, not lists."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batches = iter(self.loader)
+        return iter(lambda: list(itertools.islice(batches, self.room())), [])
 
 
 class OrderedBatches(Sampler[Indices]):

@@ -1,7 +1,7 @@
 """The LightningDataModule: wiring of the stages in this folder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from .batching import (
     NegativeSampler,
     OrderedBatches,
     ShuffledBatches,
+    Together,
     TrainingSet,
 )
 from .fixed_shapes import FixedShapes, RowSet, shapes
@@ -73,6 +74,7 @@ class BERT4RecDataModule(pl.LightningDataModule):
         super().__init__()
         self.path = Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
+        self.steps_together: Callable[[], int] | None = None  # how many batches training wants in the next list
 
     @property
     def num_items(self) -> int:
@@ -141,7 +143,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
             return self.spans.last(self.max_len)
         return windows(self.spans, self.max_len, self.window_stride)
 
-    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[RowBatch]:
+    def train_dataloader(self) -> DataLoader[TrainBatch] | DataLoader[RowBatch] | Together:
+        loader = self._train_loader()
+        return loader if self.steps_together is None else Together(loader, self.steps_together)
+
+    def _train_loader(self) -> DataLoader[TrainBatch] | DataLoader[RowBatch]:
         spans = self.train_rows()
         negative_sampler = None
         if self.num_negatives:

@@ -18,7 +18,7 @@ from .gathered_ranks import Ranks
 from .gradient_exchange import mean_over_processes
 from .histories import batch_of
 from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
-from .optimizer import RowwiseAdam, can_fuse, clip_norm, leave_scaling_to_scaler, lr_factor
+from .optimizer import RowwiseAdam, can_fuse, clip_norm, configure_anew, leave_scaling_to_scaler, lr_factor
 
 
 class BERT4Rec(pl.LightningModule):
@@ -86,7 +86,7 @@ class BERT4Rec(pl.LightningModule):
         self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         sizes = {field.name: self.hparams[field.name] for field in fields(Architecture)}
         self.network = Network(num_items, Architecture(**sizes))
-        self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
+        self._have_sparse_gradients(loss != "softmax")
         if loss != "softmax":
             # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
             names = ["network.output.weight", *(["network.item_embedding.weight"] if share_embeddings else [])]
@@ -95,6 +95,8 @@ class BERT4Rec(pl.LightningModule):
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
         self.compiles = False  # whether `torch.compile` makes the softmax loss in training, of batches of few shapes
         self._compiled_loss: Callable[[TrainBatch], Tensor] | None = None
+        self.whole_steps: Callable[[Any], Tensor] | None = None  # takes optimiser steps in the place of Lightning
+        self.is_recorded = False  # whether CUDA graphs hold these steps
         self.observer: Metric | None = None  # shown (users, ranks, scores, targets) of every batch that is ranked
 
     @classmethod
@@ -116,6 +118,11 @@ class BERT4Rec(pl.LightningModule):
         """Logits for every token at every position: [B, L] int64 -> [B, L, num_items + 2], indexed by token id."""
         return self.network(sequences)  # type: ignore[no-any-return]
 
+    def _have_sparse_gradients(self, have: bool) -> None:
+        """Whether a sampled loss gives the item table a gradient of the rows that it looked up alone."""
+        self.has_sparse_gradients = have
+        self.network.item_embedding.sparse = have and self.network.architecture.share_embeddings
+
     def loss(self, batch: TrainBatch) -> Tensor:
         """The loss averaged over the targets of a batch; a scalar.
 
@@ -124,15 +131,27 @@ class BERT4Rec(pl.LightningModule):
         hidden = door.encode(self.network, batch.inputs, batch.places)  # [N, D]
         if batch.negatives is None:
             return door.softmax_loss(self.network, hidden, batch.targets)
-        return losses.sampled_loss(
-            self.network, hidden, batch.targets, batch.negatives, self.loss_name, self.gbce_calibration
-        )
+        how = self.loss_name, self.gbce_calibration, self.has_sparse_gradients
+        return losses.sampled_loss(self.network, hidden, batch.targets, batch.negatives, *how)
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.whole_steps is not None:
+            return self.whole_steps(batch)
+        loss = self.step_loss(batch)
+        return loss if self.trainer.world_size == 1 else loss * self._share((batch.targets > PAD).sum())
+
+    def step_loss(self, batch: TrainBatch) -> Tensor:
+        """`loss`, compiled if it can be, which counts towards that of the epoch."""
         loss = (self._compiled_loss or self.loss)(batch._replace(num_rows=0))  # compiled anew for each other number
         targets = (batch.targets > PAD).sum()  # a look at it would wait for a GPU
-        self.epoch_loss = self.epoch_loss.to(loss.device) + torch.stack([loss.detach().float() * targets, targets])
-        return loss if self.trainer.world_size == 1 else loss * self._share(targets)
+        self.epoch_loss = self.epoch_loss.to(loss.device).add_(torch.stack([loss.detach().float() * targets, targets]))
+        return loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if self.whole_steps is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:
+            optimizer_closure()  # calls `training_step`, after which nothing is left to do
 
     def on_after_backward(self) -> None:
         """Exchange what DDP leaves out, before gradients are clipped."""
@@ -155,30 +174,21 @@ class BERT4Rec(pl.LightningModule):
 
         A subclass with a `configure_optimizers` of its own keeps the learning rate and the decay that it says.
         """
-        # Sparse gradients are not for torch.compile, and it takes the output layer to be what `Network` builds.
-        if self.compiles and self.loss_name == "softmax" and door.difference(self.network, "output") is None:
+        # Compiled is what `Network` builds; sparse gradients cannot be.
+        if self.compiles and not self.has_sparse_gradients and door.difference(self.network, "output") is None:
             self._compiled_loss = Compiled(self.loss)
         if self._leaves_table_out_of_ddp():
             torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
         if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:
             return
-        factor = 1.0
-        for config in self.trainer.lr_scheduler_configs:
-            schedule: Any = config.scheduler
-            factor = schedule.lr_lambdas[0](self.global_step)
-            schedule.base_lrs = [self.lr for _ in schedule.base_lrs]
-            schedule.last_epoch = self.global_step
-        for optimizer in self.trainer.optimizers:
-            for group, decay in zip(optimizer.param_groups, (self.weight_decay, 0.0), strict=False):
-                group |= optimizer.defaults | {"lr": self.lr * factor, "weight_decay": decay}
-            for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
-                state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        configure_anew(self.trainer.optimizers, schedules, self.lr, self.weight_decay, self.global_step)
 
     def on_train_end(self) -> None:
         self._compiled_loss = None
 
     def on_train_epoch_start(self) -> None:
-        self.epoch_loss = torch.zeros(2, device=self.device)
+        self.epoch_loss.zero_()
 
     def on_train_epoch_end(self) -> None:
         """Log the loss of the epoch, averaged over all targets of all processes.
@@ -192,7 +202,7 @@ class BERT4Rec(pl.LightningModule):
             logger.log_metrics(
                 {"train_loss": float(summed / targets), "epoch": self.current_epoch}, step=self.global_step - 1
             )
-        self.epoch_loss = torch.zeros_like(self.epoch_loss)
+        self.epoch_loss.zero_()
 
     def _epoch_loss_of_all(self) -> Tensor:
         return self.trainer.strategy.reduce(self.epoch_loss.to(self.device).clone(), reduce_op="sum")
@@ -242,18 +252,19 @@ class BERT4Rec(pl.LightningModule):
         self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
         figures = metrics.means(self.ranks.compute(), self.topk, prefix)
         self.ranks.reset()
-        if self.observer is not None:
-            self.observer.compute()  # while the processes are together; it keeps the result
+        if self.observer is not None:  # while the processes are together; it keeps the result
+            self.observer.compute()
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
-        if self.network.output.weight.device.type not in losses.HAVE_SPARSE:
-            self.network.item_embedding.sparse = False
+        is_alone = self._trainer is None or self.trainer.world_size == 1
+        if (self.compiles and is_alone) or self.network.output.weight.device.type not in losses.HAVE_SPARSE:
+            self._have_sparse_gradients(False)
         exempt = [] if self.decay_norm_and_bias else [p for p in self.parameters() if p.dim() == 1]
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}]
         groups += [{"params": exempt, "weight_decay": 0.0}] if exempt else []
-        options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters())}
+        options: dict[str, Any] = {"lr": self.lr, "fused": can_fuse(self.parameters()), "capturable": self.is_recorded}
         if self.loss_name != "softmax":
             if self.optimizer != "adam":
                 raise ValueError(f"loss={self.loss_name} needs optimizer=adam, not {self.optimizer}")

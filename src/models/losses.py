@@ -110,16 +110,16 @@ def gbce(true_scores: Tensor, negative_scores: Tensor, sampling_rate: float, cal
     return -total / (1 + negative_scores.shape[1])
 
 
-def sampled_scores(network: Network, hidden: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+def sampled_scores(
+    network: Network, hidden: Tensor, targets: Tensor, negatives: Tensor, sparse: bool
+) -> tuple[Tensor, Tensor]:
     """Logits of the targets [N] and of the same K negatives for each of them, -inf where they coincide: [N, K].
 
-    Only these rows of the output matrix are read, and they alone get a gradient, a sparse one where there are any.
+    Only these rows of the output matrix are read, and they alone get a gradient, which can be a sparse one.
     """
     hidden = network.output_transform(hidden)  # [N, D]
     weight, bias = network.output.weight, network.output.bias
-    true_rows, negative_rows = (
-        F.embedding(ids, weight, sparse=weight.device.type in HAVE_SPARSE) for ids in (targets, negatives)
-    )
+    true_rows, negative_rows = (F.embedding(ids, weight, sparse=sparse) for ids in (targets, negatives))
     true_scores = (hidden * true_rows).sum(dim=1)
     negative_scores = hidden @ negative_rows.t()
     if bias is not None:
@@ -129,10 +129,16 @@ def sampled_scores(network: Network, hidden: Tensor, targets: Tensor, negatives:
 
 
 def sampled_loss(
-    network: Network, hidden: Tensor, targets: Tensor, negatives: Negatives, loss: str, gbce_calibration: float
+    network: Network,
+    hidden: Tensor,
+    targets: Tensor,
+    negatives: Negatives,
+    loss: str,
+    gbce_calibration: float,
+    sparse: bool = False,
 ) -> Tensor:
-    """Mean of `sampled_softmax` or `gbce` over the targets in use; a scalar."""
-    true_scores, negative_scores = sampled_scores(network, hidden, targets, negatives.items)  # [N], [N, K]
+    """Mean of `sampled_softmax` or `gbce` over the targets in use; a scalar. `sparse`: as the gradient is wanted."""
+    true_scores, negative_scores = sampled_scores(network, hidden, targets, negatives.items, sparse)  # [N], [N, K]
     if loss == "gbce":
         sampling_rate = min(1.0, len(negatives.items) / max(1, network.num_items - 1))
         losses = gbce(true_scores, negative_scores, sampling_rate, gbce_calibration)

@@ -34,8 +34,8 @@ class RowwiseAdam(torch.optim.Adam):
 
     Args:
         parameters: as torch's.
-        tables: parameters whose gradient is dense on devices without sparse tensors. There the rows that were touched
-            are those whose gradient is not 0 throughout.
+        tables: parameters whose gradient is dense where there are no sparse ones, or steps need to be all alike. There
+            the rows that were touched are those whose gradient is not 0 throughout.
         options: as torch's.
     """
 
@@ -60,12 +60,12 @@ class RowwiseAdam(torch.optim.Adam):
             parameter.grad = None
         super().step()
         for parameter, gradient, group in by_rows:
-            self._update_rows(parameter, *_touched(gradient), group)
+            self._update_rows(parameter, gradient, group)
             parameter.grad = gradient
         return loss
 
-    def _update_rows(self, parameter: Tensor, rows: Tensor, values: Tensor, group: dict[str, Any]) -> None:
-        """Adam for rows [R] whose gradient is `values` [R, D]."""
+    def _update_rows(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Adam for the rows that a gradient [V, D] touches; a dense one costs no look at which they are."""
         beta1, beta2 = group["betas"]
         state = self.state[parameter]
         if not state:
@@ -73,7 +73,12 @@ class RowwiseAdam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         tables = (parameter, state["exp_avg"], state["exp_avg_sq"])
-        here = [table.index_select(0, rows) for table in tables]  # [R, D] each
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()  # [R], [R, D]
+            here = [table.index_select(0, rows) for table in tables]  # [R, D] each
+        else:
+            values, here = gradient, [table.clone() for table in tables]
         adam(
             params=[here[0]],
             grads=[values],
@@ -92,16 +97,10 @@ class RowwiseAdam(torch.optim.Adam):
             maximize=False,
         )
         for table, changed in zip(tables, here, strict=True):
-            table.index_copy_(0, rows, changed)
-
-
-def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows [R] int64 that a gradient [V, D] touches, and their values [R, D]."""
-    if gradient.is_sparse:
-        gradient = gradient.coalesce()
-        return gradient.indices()[0], gradient.values()
-    rows = (gradient != 0).any(dim=1).nonzero()[:, 0]
-    return rows, gradient.index_select(0, rows)
+            if gradient.is_sparse:
+                table.index_copy_(0, rows, changed)
+            else:
+                table.copy_(torch.where((gradient != 0).any(dim=1, keepdim=True), changed, table))
 
 
 def clip_norm(parameters: Iterable[Tensor], most: float) -> None:
@@ -115,6 +114,24 @@ def clip_norm(parameters: Iterable[Tensor], most: float) -> None:
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values]))
     for value in values:
         value.mul_(torch.clamp(most / (norm + 1e-6), max=1.0))
+
+
+def configure_anew(
+    optimizers: Iterable[torch.optim.Optimizer], schedules: Iterable[Any], lr: float, weight_decay: float, steps: int
+) -> None:
+    """Give optimisers, restored or new, what the settings say, and put schedules behind so many steps."""
+    factor = 1.0
+    for schedule in schedules:
+        factor = schedule.lr_lambdas[0](steps)
+        schedule.base_lrs = [lr for _ in schedule.base_lrs]
+        schedule.last_epoch = steps
+    for optimizer in optimizers:
+        for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0), strict=False):
+            group |= optimizer.defaults | {"lr": lr * factor, "weight_decay": decay}
+            if group["capturable"]:  # a graph reads it anew in each step
+                group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+        for parameter, state in optimizer.state.items():  # a fused kernel has its count beside the weights
+            state["step"] = state["step"].to(parameter.device if optimizer.defaults["fused"] else "cpu")
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: int, scheduler: str) -> float:

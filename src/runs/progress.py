@@ -81,7 +81,7 @@ class Progress(TQDMProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         is_last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
         if self._is_due(is_last):
-            self.train_progress_bar.n = done = args[-1] + 1
+            self.train_progress_bar.n = done = trainer.fit_loop.batch_idx + 1
             self._show_figures(trainer, pl_module)
             step = f"{_epoch(trainer)}, step {done:,} of {self.total_train_batches:,}"
             self._say(step, SECONDS_BETWEEN_LINES, lambda: self._named(trainer, pl_module))

@@ -39,6 +39,14 @@ def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
         yield "training.val_check_interval", f"{training.val_check_interval:g}", why
     if training.compile is True and config.data.on_device is False:
         yield "training.compile", True, "data.on_device=false makes batches of ever new shapes; use data.on_device=true"
+    if training.cuda_graph is True and config.data.on_device is False:
+        why = "data.on_device=false makes batches of ever new shapes; use data.on_device=true"
+        yield "training.cuda_graph", True, why
+    takes_steps = training.cuda_graph is True or training.steps_per_execution not in ("auto", 1)
+    if takes_steps and training.precision == "16-mixed":
+        name = "cuda_graph" if training.cuda_graph is True else "steps_per_execution"
+        why = "gradients of training.precision=16-mixed are scaled between steps; use bf16-mixed"
+        yield f"training.{name}", getattr(training, name), why
     if config.data.window_stride is not None and config.data.window_stride > model.max_len:
         why = f"above model.max_len={model.max_len} it would leave items out between the windows"
         yield "data.window_stride", config.data.window_stride, why

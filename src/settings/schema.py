@@ -221,6 +221,12 @@ class TrainingConfig:
         "floating-point precision, as in Lightning (32-true | bf16-mixed | 16-mixed | ...)", PRECISIONS
     )
     compile: Any = switch("torch.compile in training (auto: on CUDA | true | false); needs data.on_device")
+    cuda_graph: Any = switch("steps of training as CUDA graphs (auto: on one GPU | true | false); needs data.on_device")
+    steps_per_execution: Any = setting(
+        "steps of training from one call of Lightning's to the next (auto: 16 with cuda_graph, else 1)",
+        "give auto or a whole number of at least 1",
+        lambda value: value == "auto" or (type(value) is int and value >= 1),
+    )
     tf32: bool = setting("TF32 for float32 products of training on CUDA: faster, 10 bits of mantissa")
     deterministic: bool = setting("bit-identical repeats on a GPU too, slower; a CPU's are anyway")
     checkpoint_every_n_steps: int | None = whole("write last.ckpt every n steps too (null: each epoch only)", least=1)

@@ -27,6 +27,9 @@ from ..sweep.pruning import Pruning
 from . import auto_size, logs, own_parts, resume
 from .callbacks import LastCheckpoint, Tf32
 from .checkpoint_io import SafeCheckpointIO
+from .whole_steps import CudaGraphs, WholeSteps
+
+STEPS_TOGETHER = 16  # in one call where a step is shorter than what lies between two of Lightning's
 
 
 def build_data(config: Config) -> BERT4RecDataModule:
@@ -54,7 +57,7 @@ def build_data(config: Config) -> BERT4RecDataModule:
         generate_sample=config.data.generate_sample,
         download=config.data.download,
         download_url=config.data.download_url,
-        on_device=compiles(config) or config.data.on_device,
+        on_device=compiles(config) or config.training.cuda_graph is True or config.data.on_device,
         cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
     )
@@ -142,8 +145,14 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
         callbacks.append(Pruning(trial, training.monitor_metric, folder.root))
     last = LastCheckpoint(folder.last, training.checkpoint_every_n_steps, config.seed, resume.recorded(config))
     callbacks.append(last)  # after the best one, of which it keeps the state
+    records, together = _records(config), training.steps_per_execution
+    if together == "auto":
+        together = STEPS_TOGETHER if records else 1
+    if records or together > 1:
+        recorder = CudaGraphs() if records else None
+        callbacks.append(WholeSteps(together, recorder, last.seed_step, training.checkpoint_every_n_steps))
     try:
-        return _trainer(training, callbacks, log_to)
+        return _trainer(training, callbacks, log_to, log_every_n_steps=10 if together == 1 else 1)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         own = f", callbacks={value_text(training.callbacks)}" if training.callbacks else ""
         raise UserError(
@@ -152,7 +161,24 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
         ) from error
 
 
-def _trainer(training: TrainingConfig, callbacks: list[pl.Callback], log_to: list[Logger]) -> pl.Trainer:
+def _records(config: Config) -> bool:
+    """Whether CUDA graphs hold the steps of training.
+
+    Raises:
+        UserError: if they are to and there is no GPU for it.
+    """
+    training, is_on_cuda = config.training, devices.trains_on_cuda(config.training.accelerator)
+    if training.cuda_graph is True and not is_on_cuda:
+        raise UserError("training.cuda_graph=true needs an NVIDIA GPU, which is not used here: use auto or false")
+    if training.cuda_graph != "auto":
+        return bool(training.cuda_graph)
+    is_one = training.devices == 1 or (training.devices == "auto" and torch.cuda.device_count() == 1)
+    return is_on_cuda and is_one and training.precision != "16-mixed" and config.data.on_device is not False
+
+
+def _trainer(
+    training: TrainingConfig, callbacks: list[pl.Callback], log_to: list[Logger], log_every_n_steps: int
+) -> pl.Trainer:
 
     return pl.Trainer(
         accelerator=training.accelerator,
@@ -169,7 +195,7 @@ def _trainer(training: TrainingConfig, callbacks: list[pl.Callback], log_to: lis
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's own samplers share the rows out
-        log_every_n_steps=10,
+        log_every_n_steps=log_every_n_steps,
         deterministic=training.deterministic,
         **validation_schedule(training),
     )

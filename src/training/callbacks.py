@@ -104,20 +104,27 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, DROPOUT, batch_idx, trainer.global_rank))
+        self.seed_step(trainer, pl_module)
+
+    def seed_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed the draws of the step that Lightning counts now."""
+        place = trainer.current_epoch, DROPOUT, trainer.fit_loop.batch_idx, trainer.global_rank
+        entropy = np.random.SeedSequence((self.seed, *place))
         seed(int(entropy.generate_state(1, np.uint64)[0]), pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        last = trainer.fit_loop.batch_idx  # of several steps, of which `batch_idx` is the first
         # On a GPU a look at the loss, or at what other processes were told, waits for the device: not in each step.
-        looks = pl_module.device.type == "cpu" or (batch_idx + 1) % STEPS_BETWEEN_CHECKS == 0
+        is_time = (last + 1) // STEPS_BETWEEN_CHECKS > batch_idx // STEPS_BETWEEN_CHECKS
+        looks = pl_module.device.type == "cpu" or is_time
         if looks:
             self._require_finite(trainer, math.isfinite(outputs["loss"].item()))
         self._is_due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         is_last = trainer.is_last_batch
         must_stop = (looks or trainer.world_size == 1) and self._must_stop(trainer)
-        if (self._is_due or must_stop) and not is_last and not _validates_after(trainer, batch_idx):
+        if (self._is_due or must_stop) and not is_last and not _validates_after(trainer, last):
             self._save(trainer)
             self._stop_if_asked(trainer)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from ..batch import TrainBatch
+from ..batch import RowBatch, TrainBatch
 from ..data.titles import Titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
@@ -128,9 +128,14 @@ class Throughput(pl.Callback):
         self.sequences, self.seconds, self.since = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: TrainBatch | list[TrainBatch | RowBatch],
+        batch_idx: int,
     ) -> None:
-        self.sequences += batch.num_rows
+        self.sequences += sum(step.num_rows for step in batch) if isinstance(batch, list) else batch.num_rows
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self.since

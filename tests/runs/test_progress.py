@@ -14,6 +14,7 @@ LONG = ("training.num_epochs=100000", "data.batch_size=1", "data.num_workers=0")
 
 def trainer_at(batch: int, **changes: Any) -> mock.Mock:
     values = {"is_last_batch": False, "global_step": batch, "max_steps": -1, "num_training_batches": 10} | changes
+    values["fit_loop"] = mock.Mock(batch_idx=batch)
     return mock.Mock(**values, current_epoch=3, progress_bar_metrics={"train_loss_epoch": 6.5, "val_mrr": 0.25})
 
 

@@ -112,14 +112,16 @@ def results(folder: Path) -> dict[str, Any]:
     return {key: content[key] for key in ("epochs", "figures", "data")}
 
 
-def assert_same(one: Run, other: Run) -> None:
+def assert_same(one: Run, other: Run, but: str = "") -> None:
+    """The same run to the bit, `but` for a curve."""
     for path in (one.last, one.best):
         assert path.exists() == (other.folder / "checkpoints" / path.name).exists()
         if path.exists():
             there, here = training_state(path), training_state(other.folder / "checkpoints" / path.name)
             assert {part for part in there if not equal(there[part], here[part])} == set()
     assert results(one.folder) == results(other.folder)
-    assert points(one.folder) == points(other.folder)
+    here, there = ({name: curve for name, curve in points(run.folder).items() if name != but} for run in (one, other))
+    assert here == there
 
 
 @pytest.fixture
@@ -169,6 +171,17 @@ def test_stopped_again_and_again(variant: str, table: Table, tmp_path: Path, sen
         assert signal.Signals(stop[2]).name in outcome.err
     parts = train_here(table, tmp_path / "parts", *settings, "training.resume=true")
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (3, 2)])
+def test_a_run_resumes_in_mid_epoch_with_lists_of_another_length(
+    before: int, after: int, table: Table, tmp_path: Path, send: list[tuple[str, int, int]]
+) -> None:
+    whole = train_here(table, tmp_path / "whole", *FIVE)
+    lengths = [f"training.steps_per_execution={length}" for length in (before, after)]
+    send.append(("on_train_batch_end", 6, signal.SIGTERM))
+    stopped(table, tmp_path / "parts", *FIVE, lengths[0])
+    assert_same(whole, train_here(table, tmp_path / "parts", *FIVE, lengths[1], "training.resume=true"))
 
 
 @pytest.mark.parametrize("steps", range(1, 9))

@@ -11,7 +11,7 @@ from src.training import callbacks
 
 def draws_of_step(epoch: int, step: int, rank: int = 0, seed: int = 3) -> list[float]:
     callback = callbacks.LastCheckpoint(Path("last.ckpt"), None, seed, {})
-    trainer = mock.Mock(current_epoch=epoch, global_rank=rank)
+    trainer = mock.Mock(current_epoch=epoch, global_rank=rank, fit_loop=mock.Mock(batch_idx=step))
     callback.on_train_batch_start(trainer, mock.Mock(device=torch.device("cpu")), None, step)
     return torch.rand(4).tolist()
 
