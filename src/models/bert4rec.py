@@ -176,7 +176,7 @@ class BERT4Rec(pl.LightningModule):
         """
         # Compiled is what `Network` builds; sparse gradients cannot be.
         if self.compiles and not self.has_sparse_gradients and door.difference(self.network, "output") is None:
-            self._compiled_loss = Compiled(self.loss)
+            self._compiled_loss = Compiled(self.loss, list(self.parameters()))
         if self._leaves_table_out_of_ddp():
             torch.distributed.broadcast(self.network.output.weight.data, 0)  # as DDP does with all others
         if type(self).configure_optimizers is not BERT4Rec.configure_optimizers:

@@ -1,7 +1,6 @@
 """Batches of fixed shapes hold the same task as those of any shape: the same rows, the same chances, the same loss."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.batch import PAD, RowBatch, TrainBatch
-from src.compiled import Compiled
 from src.data import fixed_shapes
 from src.data.batching import NegativeSampler, Plan
 from src.data.fixed_shapes import FixedShapes, RowSet, shapes, slots
@@ -194,24 +192,3 @@ def test_the_data_module_serves_the_same_rows_either_way(world_size: int, tmp_pa
 def test_it_lies_on_the_device_by_itself_on_cuda_alone(tmp_path: Path) -> None:
     data = data_module(tmp_path, on_device="auto")
     assert [process(data, 0, 1, device)._lies_on_device() for device in ("cpu", "cuda", "mps")] == [False, True, False]
-
-
-def test_what_is_compiled_is_one_graph_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
-    histories = [[1, 2, 3, 4, 5, 6, 1, 2, 3], [3, 2]]
-    batch = made(histories, 3)
-    model = BERT4Rec(NUM_ITEMS, hidden_units=8, num_heads=2, num_layers=2, max_len=9, dropout_rate=0.0)
-    torch.testing.assert_close(Compiled(model.loss)(batch), model.loss(batch))
-
-
-def test_without_a_compiler_for_the_device_it_goes_on_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no Triton here")
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
-    double = Compiled(lambda x: x * 2)
-    with pytest.warns(
-        UserWarning, match=r"torch.compile does not work here \(.*no Triton here.*training.compile=false"
-    ):
-        assert double(torch.tensor(3)) == 6
-    assert double(torch.tensor(4)) == 8
