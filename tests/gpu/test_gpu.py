@@ -147,6 +147,33 @@ def test_repeats_and_resumed_runs_are_the_same_to_the_bit(loss: str, table: Tabl
     assert same_weights(last[0], last[2])
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_graphs_train_as_computed_steps(loss: str, precision: str, table: Table, tmp_path: Path) -> None:
+    settings = (*TINY, *ON_GPU, f"training.loss={loss}", f"training.precision={precision}", "data.batch_size=5")
+    settings += ("training.num_epochs=6", "training.scheduler=linear", "training.gradient_clip=1.0")
+    ended = [
+        call(train, *table.overrides, f"output_dir={tmp_path / name}", *settings, f"training.cuda_graph={name}")
+        for name in ("false", "true")
+    ]
+    assert [(one.code, one.err) for one in ended] == [(0, "")] * 2
+    assert "training.cuda_graph does not work here" not in ended[1].out
+    computed, recorded = (checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("false", "true"))
+    assert recorded["global_step"] == computed["global_step"]
+    weights = (content["state_dict"]["network.item_embedding.weight"] for content in (recorded, computed))
+    torch.testing.assert_close(*weights, rtol=0.02, atol=1e-3)
+
+
+def test_graphs_resume_to_the_same_bits(table: Table, tmp_path: Path) -> None:
+    settings = (*TINY, *ON_GPU, "training.cuda_graph=true", "training.deterministic=true", "data.batch_size=5")
+    assert call(train, *table.overrides, f"output_dir={tmp_path / 'whole'}", *settings).code == 0
+    parts = (*table.overrides, f"output_dir={tmp_path / 'parts'}", *settings)
+    assert call(train, *parts, "training.num_epochs=2").code == 0
+    assert call(train, *parts, "training.resume=true").code == 0
+    last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "parts")]
+    assert same_weights(*last)
+
+
 def test_a_checkpoint_goes_from_the_gpu_to_a_cpu_and_back(table: Table, tmp_path: Path) -> None:
     settings = (*table.overrides, f"output_dir={tmp_path}", *TINY)
     assert call(train, *settings, *ON_GPU).code == 0
@@ -178,10 +205,16 @@ def test_too_little_memory_is_one_line_and_loses_nothing(table: Table, tmp_path:
 
 
 def test_a_step_by_the_scripts_is_compiled_and_trains(table: Table, tmp_path: Path) -> None:
-    settings = (*TINY, *ON_GPU[:2], "training.num_epochs=2", "training.precision=bf16-mixed")
+    settings = (
+        *TINY,
+        *ON_GPU[:2],
+        "training.num_epochs=2",
+        "training.precision=bf16-mixed",
+        "training.cuda_graph=true",
+    )
     ended = call(train, *table.overrides, f"output_dir={tmp_path}", *settings)
     assert (ended.code, ended.err) == (0, "")
-    assert "torch.compile does not work here" not in ended.out
+    assert "does not work here" not in ended.out
 
 
 def test_unused_slots_and_rows_change_nothing() -> None:
