@@ -205,13 +205,8 @@ def test_too_little_memory_is_one_line_and_loses_nothing(table: Table, tmp_path:
 
 
 def test_a_step_by_the_scripts_is_compiled_and_trains(table: Table, tmp_path: Path) -> None:
-    settings = (
-        *TINY,
-        *ON_GPU[:2],
-        "training.num_epochs=2",
-        "training.precision=bf16-mixed",
-        "training.cuda_graph=true",
-    )
+    settings = (*TINY, *ON_GPU[:2], "training.num_epochs=4", "training.precision=bf16-mixed")
+    settings += ("training.cuda_graph=true", "data.batch_size=5")
     ended = call(train, *table.overrides, f"output_dir={tmp_path}", *settings)
     assert (ended.code, ended.err) == (0, "")
     assert "does not work here" not in ended.out
