@@ -65,13 +65,15 @@ def start(file: str, model: BERT4Rec, data: BERT4RecDataModule, trainer: pl.Trai
     gone = len(known) + 3 - len(np.unique(np.append(origin, NEW)))  # padding, [MASK] and NEW are no items
     step = content.get("global_step", 0)
     last.settings[resume.ORIGIN] = f"{path.name}, {len(known)} items, step {step}"  # without the folder
+    positions = f"{min(model.max_len, earlier.max_len):,} of {model.max_len:,} positions"
     lines = [
         *id_forms.lines(ids, known.ids),
-        f"init_from   {path}: {len(ids) - new:,} items known, {gone:,} gone, {new:,} new ({beside_known:,} start from"
-        f" the mean of their neighbours, {new - beside_known:,} at random)",
-        f"            {len(earlier.network.blocks)} blocks and {min(model.max_len, earlier.max_len):,} of"
-        f" {model.max_len:,} positions taken over; training begins at step 0",
+        f"init_from   {path}: {len(ids) - new:,} of {len(ids):,} items, {positions} and"
+        f" {len(earlier.network.blocks)} blocks taken over, {gone:,} items dropped",
     ]
+    if new:
+        at_random = new - beside_known
+        lines.append(f"new items   {beside_known:,} start from the mean of their neighbours, {at_random:,} at random")
     return "\n".join(lines)
 
 

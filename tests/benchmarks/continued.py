@@ -102,7 +102,7 @@ def train(given: argparse.Namespace, data: Path, folder: Path, seconds: list[flo
     ]
     printed = common.run_python(["train_bert4rec.py", *arguments], given.threads)
     for line in printed.splitlines():
-        if line.startswith(("trained", "init_from")):
+        if line.startswith(("trained", "init_from", "new items")):
             print(line.replace(f"{folder.parent}/", ""), flush=True)
     found: list[float] = json.loads(figures.read_text())
     return found
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="best/ml-1m", help="a preset of configs/experiment")
     parser.add_argument("--share", type=float, default=0.8, help="of each history that is in the earlier table")
     parser.add_argument("--new-items", type=float, default=0.05, help="share of the items that it does not have")
-    parser.add_argument("--earlier-seconds", type=float, default=100.0, help="of training on it")
+    parser.add_argument("--earlier-seconds", type=float, default=90.0, help="of training on it")
     parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 10.0, 20.0, 40.0])
     parser.add_argument("--folder", type=Path, help="of the runs: kept, and an earlier run in it is used")
     parser.add_argument("--threads", type=int, default=2)

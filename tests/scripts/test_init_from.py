@@ -68,9 +68,9 @@ def test_a_later_table_begins_with_what_is_known(which: str, later: Table, train
     mean = torch.stack([was[name] for name in neighbours(later, "new one")]).mean(0)
     torch.testing.assert_close(now["new one"], mean, rtol=0, atol=1e-6)
     assert 0 < now["new two"].abs().max() < 0.2  # N(0, 0.02)
-    counted = f"{len(known) - 1} items known, 1 gone, 2 new (1 start from the mean of their neighbours, 1 at random)"
-    assert f"init_from   {source}: {counted}\n" in run.out
-    assert "1 blocks and 6 of 8 positions taken over; training begins at step 0" in run.out
+    taken = f"{len(known) - 1} of {len(known) + 1} items, 6 of 8 positions and 1 blocks taken over, 1 items dropped"
+    assert f"init_from   {source}: {taken}\n" in run.out
+    assert "new items   1 start from the mean of their neighbours, 1 at random\n" in run.out
     content = checkpoint(run.last)
     steps = checkpoint(source)["global_step"]
     assert content["epoch"] == 0
@@ -88,7 +88,7 @@ def test_a_run_continues_from_what_makes_room_for_it(later: Table, table: Table,
     run = train_here(later, tmp_path / "run", init, ONE_EPOCH)
     [archived] = (tmp_path / "run" / "previous").glob("*/checkpoints/last.ckpt")
     assert archived.read_bytes() == elsewhere
-    assert "2 new" in run.out
+    assert "new items   1 start" in run.out
     # Resumed, it keeps its own weights and where they came from, though best.ckpt has other ones by now.
     resumed = train_here(later, tmp_path / "run", init, "training.resume=true", "training.num_epochs=2")
     assert "init_from   " not in resumed.out
