@@ -125,7 +125,7 @@ def take_over(network: Network, earlier: Network, counts: Tensor) -> np.ndarray:
     theirs = earlier.state_dict()
     for name, weights in network.state_dict().items():  # the parameters' own memory
         if name in TABLES:
-            table = theirs[name].flatten(1) if theirs[name].dim() > 1 else theirs[name][:, None]  # [V', D or 1]
+            table = theirs[name].reshape(counts.shape[1], -1)  # [V', D], of the bias [V', 1]
             means = torch.sparse.mm(counts, table) / totals[:, None]
             weights[has_source] = means[has_source].view(-1, *weights.shape[1:])
         elif name == POSITIONS:
@@ -142,4 +142,6 @@ def _require_same_sizes(network: Network, earlier: Network, path: Path) -> None:
     if different:
         needed = " ".join(f"model.{name}={value_text(there[name])}" for name in different)
         given = ", ".join(f"{name}={value_text(here[name])}" for name in different)
-        raise UserError(f"training.init_from={path} needs {needed}, and here it is {given}: add the former, {WAY_OUT}")
+        raise UserError(
+            f"training.init_from={path} was trained with {needed}, and here it is {given}: use the same, {WAY_OUT}"
+        )

@@ -118,10 +118,13 @@ def refused(table: Table, folder: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("model.hidden_units=16", ["needs model.hidden_units=8, and here it is hidden_units=16: add the former"]),
-        ("model.num_heads=4", ["needs model.num_heads=2"]),
-        ("model.num_layers=2", ["needs model.num_layers=1"]),
-        ("model.output_bias=true", ["needs model.output_bias=false"]),
+        (
+            "model.hidden_units=16",
+            ["was trained with model.hidden_units=8, and here it is hidden_units=16: use the same"],
+        ),
+        ("model.num_heads=4", ["trained with model.num_heads=2"]),
+        ("model.num_layers=2", ["trained with model.num_layers=1"]),
+        ("model.output_bias=true", ["trained with model.output_bias=false"]),
         ("experiment=auto model.hidden_units=16 model.num_heads=4", ["model.hidden_units=8 model.num_heads=2, and"]),
     ],
 )
