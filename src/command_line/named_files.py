@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, is_first_process
 from ..settings import Config
 from ..training import resume
 from . import cli
@@ -27,7 +27,12 @@ def require_for_training(config: Config) -> None:
     _require_table(config)
     _require_targets(config)
     _require_titles(config)
-    resume.find(config.training.resume, RunFolder.at(config.output_dir))
+    resumes = resume.find(config.training.resume, RunFolder.at(config.output_dir)) is not None
+    init_from = config.training.init_from
+    # The first process alone reads it, and may have moved it to previous/ by the time the others begin.
+    if init_from is not None and not resumes and is_first_process():
+        way_out = "name a last.ckpt or best.ckpt, or train from the beginning with training.init_from=null"
+        _require_file(Path(init_from).expanduser(), way_out, resume.ORIGIN, what="checkpoint")
 
 
 def require_for_prediction(config: Config) -> None:

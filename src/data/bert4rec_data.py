@@ -204,7 +204,10 @@ class BERT4RecDataModule(pl.LightningDataModule):
         """
         there = Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist()
         here = self.vocabulary.ids.to_pylist()
-        way_out = "resume on the file it was trained on, or start anew with training.resume=false"
+        way_out = (
+            "resume on the file it was trained on, or start anew with training.resume=false, and from its weights with"
+            " training.init_from=FILE"
+        )
         if there != here:
             missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
             which = f"{missing[0]!r} is in one of them alone" if missing else "they come in another order"

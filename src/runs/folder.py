@@ -61,7 +61,7 @@ class RunFolder:
         Raises:
             UserError: if another run is in the folder, or nothing can be written to it.
         """
-        if any(os.environ.get(name, "0") not in ("", "0") for name in RANKS):
+        if not is_first_process():
             yield
             return
         is_new = not self.root.exists()
@@ -149,6 +149,11 @@ class RunFolder:
         for path in files:
             os.replace(path, place / path.name)
         return place
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or, as launchers number them, the first of its run."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

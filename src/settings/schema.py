@@ -235,6 +235,7 @@ class TrainingConfig:
         "give true, false, auto or a checkpoint path",
         lambda value: isinstance(value, bool | str),
     )
+    init_from: str | None = path("checkpoint whose weights a new run starts from, also on a later table (null: none)")
     logger: list[Any] = setting(
         "loggers (tensorboard, csv, mlflow, wandb, or your own by _target_ | []: none)",
         f"choose from {', '.join(LOGGERS)} and {OWN_PART}, or give [] for none",

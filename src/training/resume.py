@@ -38,12 +38,14 @@ FIXED = (
 )
 # What decides which rows form which batch, the number of processes aside.
 PLAN = ("seed", "data.batch_size", "data.window_stride", "model.max_len")
+# Of a checkpoint: the name and size of the file that its run was initialised from, instead of the path.
+ORIGIN = "training.init_from"
 # What may differ without a word.
 PLACES = (
     *("output_dir", "data.data_dir", "data.data_file", "data.generate_sample", "training.resume", "inference."),
     *("data.validation_file", "data.test_file"),
     *("data.columns.", "data.delimiter", "data.encoding", "data.on_bad_rows", "data.download", "data.cache"),
-    *("training.logger", "training.callbacks"),
+    *("training.logger", "training.callbacks", ORIGIN),
 )
 
 
@@ -167,6 +169,11 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
     arguments = content["hyper_parameters"]
     keys = [key for key in (*FIXED, "training.lr", "training.weight_decay") if key.split(".")[1] in arguments]
     return {key: arguments[key.split(".")[1]] for key in keys}
+
+
+def origin(content: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says of the weights that its run began with, for those that come after it."""
+    return {key: value for key, value in _settings(content).items() if key == ORIGIN}
 
 
 def position(content: dict[str, Any]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def fit_and_evaluate(config: Config) -> float | None:
     from ..runs import checkpoint, devices, provenance
     from ..settings import flat_settings
     from ..sweep import sweep
-    from . import build, closing, logs, resume
+    from . import build, closing, init_from, logs, resume
     from .callbacks import LastCheckpoint
 
     cli.quiet()
@@ -97,6 +97,9 @@ def fit_and_evaluate(config: Config) -> float | None:
     assert isinstance(last, LastCheckpoint)
     if path is not None and content is not None:
         last.rewinds = resume.prepare(config, path, content, data, trainer)
+        last.settings |= resume.origin(content)
+    elif config.training.init_from is not None:
+        say(init_from.start(config.training.init_from, model, data, trainer, last))
     goes_on_here = path is not None and path.resolve().parent == folder.checkpoints.resolve()
     keeps_results = goes_on_here and content is not None and resume.is_finished(content, config)
     if trainer.is_global_zero and not keeps_results and (archived := folder.archive(results_only=goes_on_here)):

@@ -63,6 +63,11 @@ def test_a_table_that_is_not_there(check: Check, where: str, file: str, parts: l
         (require_for_training, "data.items_file={}/item.csv", "data.items_file=FILE"),
         (require_for_training, "training.resume={}/x.ckpt", "to resume from: start anew with training.resume=false"),
         (
+            require_for_training,
+            "training.init_from={}/run/checkpoints/lasst.ckpt",
+            "training.init_from: there is no checkpoint {}/run/checkpoints/lasst.ckpt (did you mean {}/run/check",
+        ),
+        (
             require_for_prediction,
             "inference.checkpoint_path={}/x.ckpt",
             "there is no checkpoint {}/x.ckpt: train first",

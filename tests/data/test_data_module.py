@@ -444,7 +444,8 @@ def test_the_state_of_another_vocabulary_is_refused(tmp_path: Path, histories: d
         other.load_state_dict(state)
     assert str(caught.value) == (
         f"the checkpoint was trained on other items than {tmp_path / 'table.csv'} has: {difference}; resume on the file"
-        " it was trained on, or start anew with training.resume=false"
+        " it was trained on, or start anew with training.resume=false, and from its weights with"
+        " training.init_from=FILE"
     )
     assert other.state_dict() == before
 

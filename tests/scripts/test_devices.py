@@ -121,6 +121,21 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         assert len(list((folder / "logs").glob("events*"))) == 3
 
 
+@pytest.mark.slow
+def test_two_processes_begin_with_the_weights_that_the_first_one_reads(
+    sessions: Sessions, table: Table, tmp_path: Path, port: int
+) -> None:
+    """Of a checkpoint that the first process may move away before the second one has started."""
+    later = write_table(tmp_path / "later.csv", [*table.rows, *[("007", "new one", 9999), ("7", "new one", 9999)]])
+    earlier = train_here(table, tmp_path / "two", "training.num_epochs=1")
+    words = (f"training.init_from={earlier.last}", "training.num_epochs=1", "data.holdout=0", "training.lr=1e-9")
+    one = train_here(later, tmp_path / "one", *words)
+    settings = (*later.overrides, f"output_dir={earlier.folder}", *TINY, *TWO, *words)
+    answer = sessions("train", *settings, environments=torchrun(port))
+    assert answer["codes"] == [0, 0], answer["errors"]
+    assert_close(one.last, earlier.last, 1e-6)
+
+
 @pytest.mark.parametrize("users", [1, 3, 23])
 def test_figures_are_those_of_one_process_whatever_the_count(
     users: int, sessions: Sessions, trained: Run, table: Table, tmp_path: Path, port: int
