@@ -41,10 +41,31 @@ def read_frame(frame: Frame, options: TableOptions) -> Part:
         roles = choose_places(lists.places(table.schema), first_rows, table.schema.names, reading)
         table = table.select(list(dict.fromkeys(place.column for place in roles.values())))
         for place, column in enumerate(table.columns):
-            if pa.types.is_dictionary(column.type):  # categories
-                table = table.set_column(place, table.schema.names[place], column.cast(column.type.value_type))
+            table = table.set_column(place, table.schema.names[place], _plain(column))
         known = lists.places(table.schema)
         roles = {role: known[place.name] for role, place in roles.items()}
         return from_batches(table.to_batches(ROWS_AT_A_TIME), roles, reading)
     except pa.ArrowException as error:
         raise UserError(f"{frame} cannot be read: {one_line(error)}; give ids as text or whole numbers") from error
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Categories as values, and text in a type that Arrow can compute with: polars has neither."""
+    if not pa.types.is_dictionary(column.type):
+        kind = _plain_type(column.type)
+        return column if kind == column.type else column.cast(kind)
+    kind = _plain_type(column.type.value_type)
+    chunks = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in column.chunks]
+    return pa.chunked_array(chunks, kind)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without views of text, also within lists."""
+    is_ = pa.types
+    if is_.is_string_view(kind):
+        return pa.large_string()
+    if is_.is_list(kind) or is_.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    if is_.is_struct(kind):
+        return pa.struct([(field.name, _plain_type(field.type)) for field in kind])
+    return kind
