@@ -46,7 +46,7 @@ def fit(frame: Any, preset: str | None, settings: Mapping[str, Any]) -> tuple[Pa
     table = as_frame(frame)
     config = compose(preset, settings)
     folder = RunFolder.at(config.output_dir)
-    with folder.locked(), _nothing_left_behind():
+    with _nothing_left_behind(), folder.locked():
         fit_and_evaluate(config, table, settings)
     chosen = folder.best if folder.best.exists() else folder.last
     figures = json.loads(folder.metrics.read_text(encoding="utf-8"))["figures"]
