@@ -33,6 +33,7 @@ BESIDES = {
     "sweep.sweep": {"command_line.words", "evaluation.plots"},
     "command_line.cli": {"sweep.sweep"},
     "command_line.named_files": {"training.resume"},
+    "prediction.recommender": {"training.from_frame"},
 }
 
 

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,10 @@ from .batching import (
 )
 from .fixed_shapes import FixedShapes, RowSet, shapes
 from .loading import load_training_data
+from .readers.frames import as_frame
 from .sequences import Spans, evaluation_spans, flatten, training_spans, windows
 from .splits import SplitOptions, Targets
-from .table import TableOptions
+from .table import Frame, TableOptions
 from .vocabulary import Vocabulary
 
 
@@ -69,12 +70,42 @@ class BERT4RecDataModule(pl.LightningDataModule):
     on_device: bool | str = "auto"  # whether training data lies where the model is, see `fixed_shapes`; auto: on CUDA
     cache_dir: str | Path | None = None  # where the prepared data is kept between runs; None keeps nothing
     seed: int = 42  # with the epoch, what shuffling and masks follow from
+    frame: Frame | None = None  # the table itself, in the place of its path, see `from_frame`
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.path = Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+        file = Path(self.data_dir).expanduser() / (f"{self.download}.csv" if self.download else self.data_file)
+        self.path: Path | Frame = self.frame or file
         self.start = (0, 0)  # epoch and batch that a resumed training begins with
         self.steps_together: Callable[[], int] | None = None  # how many batches training wants in the next list
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        *,
+        user: str | None = None,
+        item: str | None = None,
+        time: str | Literal[False] | None = None,
+        table_options: TableOptions | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Serve a table that is in memory; no file is written. The rules are those of a Parquet file with its columns.
+
+        Args:
+            frame: of pandas or polars, a pyarrow table, or anything else with `__arrow_c_stream__`.
+            user, item, time: names of its columns, `data.columns.*` in messages; None takes a usual name. False as the
+                time takes the order of the rows.
+            table_options: more on how it is read, such as `min_rating`.
+            settings: arguments of the class itself, such as `max_len`.
+
+        Raises:
+            UserError: if it is no frame; from `setup`, if it cannot be used.
+        """
+        names = {"user": user, "item": item, "time": time}
+        given: dict[str, Any] = {role: name for role, name in names.items() if name is not None}
+        options = replace(table_options or TableOptions(), **given)
+        return cls(frame=as_frame(frame), table_options=options, **settings)
 
     @property
     def num_items(self) -> int:
@@ -82,6 +113,8 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """In one process of each machine, before `setup`: make or fetch the table."""
+        if isinstance(self.path, Frame):
+            return
         if self.generate_sample:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.parent / f".{self.path.name}.lock"):  # of several processes one writes it

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from . import id_forms
 from .readers import read_part, sources
+from .readers.frames import read_frame
 from .readers.times import UNIT_NAMES, unit_of
-from .table import IDS, Part, TableOptions, Times
+from .table import IDS, Frame, Part, TableOptions, Times
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,21 @@ class Interactions:
         return np.diff(self.offsets)
 
 
-def read_interactions(path: Path, options: TableOptions | None = None, keeps_times: bool = False) -> Interactions:
+def read_interactions(
+    path: Path | Frame, options: TableOptions | None = None, keeps_times: bool = False
+) -> Interactions:
     """Read a table: a file, a folder of files or a pattern such as `part-*.csv`, in any of the formats of docs/data.md.
 
     Args:
+        path: of the table, or the table itself.
         keeps_times: whether the rows come with their times, not only in their order.
 
     Raises:
         UserError: if a file is missing, unreadable, lacks a column, or has bad rows that are not to be dropped.
     """
     options = options or TableOptions()
-    parts = [_rated(part, options) for part in _read_parts(path, options, ("user", "item"))]
+    parts = [read_frame(path, options)] if isinstance(path, Frame) else _read_parts(path, options, ("user", "item"))
+    parts = [_rated(part, options) for part in parts]
     times = _joined_times(parts, path)
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     users, user_ids = _whole(*_codes(part.ids["user"] for part in parts), "user", notes)
@@ -128,7 +133,7 @@ def _rated(part: Part, options: TableOptions) -> Part:
     return replace(part.take(is_kept), ratings=None, notes=notes)
 
 
-def _joined_times(parts: list[Part], path: Path) -> NDArray[Any] | None:
+def _joined_times(parts: list[Part], path: Path | Frame) -> NDArray[Any] | None:
     """Times of all files in one unit. [R], or None if there are none."""
     times: list[NDArray[Any]] = [part.times for part in parts if part.times is not None]
     if not times:

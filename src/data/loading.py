@@ -9,7 +9,7 @@ from .cache import cached
 from .interactions import Interactions, read_interactions
 from .readers import sources
 from .sequences import Indices, Sequences, Tokens, build
-from .table import TableOptions
+from .table import Frame, TableOptions
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,23 @@ class TrainingData:
         return Sequences(self.tokens, self.offsets)
 
 
-def load_interactions(path: Path, options: TableOptions, cache: Path | None, keeps_times: bool = False) -> Interactions:
-    """`read_interactions`, from the folder `cache` if it has been read before."""
+def load_interactions(
+    path: Path | Frame, options: TableOptions, cache: Path | None, keeps_times: bool = False
+) -> Interactions:
+    """`read_interactions`, from the folder `cache` if it has been read before; a frame is in no cache."""
 
     def make() -> Interactions:
         return read_interactions(path, options, keeps_times)
 
+    if isinstance(path, Frame):
+        return make()
     name, files = "interactions", sources.find(path)
     settings = asdict(options) | ({"keeps_times": True} if keeps_times else {})
     return cached(Interactions, make, folder=cache, name=name, files=files, settings=settings)
 
 
 def load_training_data(
-    path: Path, options: TableOptions, min_interactions: int, min_item_interactions: int, cache: Path | None
+    path: Path | Frame, options: TableOptions, min_interactions: int, min_item_interactions: int, cache: Path | None
 ) -> TrainingData:
     """The table's histories as tokens, of the users and items that have enough interactions."""
     least = {"min_interactions": min_interactions, "min_item_interactions": min_item_interactions}
@@ -60,5 +64,7 @@ def load_training_data(
         }
         return TrainingData(sequences.tokens, sequences.offsets, item_ids, user_ids, counts, interactions.notes)
 
+    if isinstance(path, Frame):
+        return make()
     name, files = "training", sources.find(path)
     return cached(TrainingData, make, folder=cache, name=name, files=files, settings=asdict(options) | least)

@@ -57,6 +57,21 @@ def write(path: Path, seed: int) -> None:
             return
         path.unlink()  # so that it never stands beside the figures of another one
     path.parent.mkdir(parents=True, exist_ok=True)
+    table, test_ranks = make(seed)
+    part = part_of(path)
+    pyarrow.csv.write_csv(table, part)
+    figures = metrics.means(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
+    best_path.write_text(json.dumps({"seed": seed, "sha256": _sha256(part), "figures": figures}, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def interactions(seed: int = 42) -> pa.Table:
+    """The sample as a table in memory: user, item, time."""
+    return make(seed)[0]
+
+
+def make(seed: int) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Draw the table, and the rank [USERS] of each viewer's last item as `generate` has it."""
     items, lengths, test_ranks = generate(seed)
     gaps = np.random.default_rng((seed, 1)).integers(1, 2 * MEAN_GAP, items.shape)
     times = FIRST_TIME + gaps.cumsum(axis=1)
@@ -71,11 +86,7 @@ def write(path: Path, seed: int) -> None:
             "time": times[users, places],
         }
     )
-    part = part_of(path)
-    pyarrow.csv.write_csv(table, part)
-    figures = metrics.means(torch.from_numpy(test_ranks), [1, 5, 10, 20], "")
-    best_path.write_text(json.dumps({"seed": seed, "sha256": _sha256(part), "figures": figures}, indent=2) + "\n")
-    os.replace(part, path)
+    return table, test_ranks
 
 
 def best_reachable_path(path: Path) -> Path:

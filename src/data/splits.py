@@ -19,7 +19,7 @@ from .interactions import Interactions
 from .loading import TrainingData, load_interactions
 from .readers.times import unit_of
 from .sequences import Indices, Sequences, Spans, build, flatten
-from .table import TableOptions, Times
+from .table import Frame, TableOptions, Times
 from .vocabulary import Vocabulary
 
 DEFAULT_SHARE = 0.9  # of the interactions, before the cut
@@ -144,7 +144,7 @@ class Split:
         )
 
 
-def load(path: Path, table: TableOptions, options: SplitOptions, holdout: int, cache: Path | None) -> Split:
+def load(path: Path | Frame, table: TableOptions, options: SplitOptions, holdout: int, cache: Path | None) -> Split:
     """Read the table, and the others of a split by files.
 
     Args:
@@ -186,7 +186,7 @@ def prepare(
     return data, encoded.training, encoded.stages
 
 
-def by_time(interactions: Interactions, at: float | str, holdout: int, path: Path) -> Split:
+def by_time(interactions: Interactions, at: float | str, holdout: int, path: Path | Frame) -> Split:
     """Train before a cut; the target of each user is the first item from the cut on.
 
     With `holdout=2` that item tests, and a second cut is made in the same way in what comes before the first, with the
@@ -251,7 +251,7 @@ def by_files(interactions: Interactions, tables: list[tuple[Path, Interactions]]
     return Split(interactions, stops, stops, stages, targets, tuple(dict.fromkeys(notes)))
 
 
-def _cut(times: Times, at: float | str, path: Path) -> Any:
+def _cut(times: Times, at: float | str, path: Path | Frame) -> Any:
     """The cut as a time like those of the table: in its unit, or as a date."""
     if not isinstance(at, str) and 0.0 < at < 1.0:
         return _quantile(times, at)

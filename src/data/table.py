@@ -53,11 +53,26 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A table in memory, in the place of the path of one."""
+
+    content: pa.Table
+
+    @property
+    def path(self) -> Path:
+        """What messages call it, where they would name a file."""
+        return Path("the frame")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
 class Reading:
     """One file that is being read."""
 
     path: Path  # the file, for messages
-    content: pa.Buffer  # all its bytes, a text in UTF-8; None for a Parquet file that is read piece by piece
+    content: pa.Buffer  # all its bytes, a text in UTF-8; None for a frame, and for Parquet that is read piece by piece
     options: TableOptions
     ids: Sequence[str]  # the columns of ids that must be there; times and ratings come only along with both
     notes: list[str] = field(default_factory=list)  # what was found and done so far

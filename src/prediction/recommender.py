@@ -3,9 +3,9 @@
 Reads a checkpoint without Lightning, so that a service starts quickly.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..kernels import door
 from ..models.network import Network, last_places
 from ..runs import checkpoint
+from .similar_items import nearest_items
 
 Id = str | int
 HISTORIES_AT_ONCE = 1024
@@ -34,14 +35,16 @@ class Recommender:
     Args:
         network: from a checkpoint; it is put into evaluation mode.
         vocabulary: the item ids behind its tokens.
+        metrics: the model's figures on held-out items, if they are known.
 
     Attributes:
         items: every id that the model knows.
         max_len: how many of the latest items of a history count, plus one.
     """
 
-    def __init__(self, network: Network, vocabulary: Vocabulary) -> None:
+    def __init__(self, network: Network, vocabulary: Vocabulary, metrics: Mapping[str, float] | None = None) -> None:
         self.network = network.eval()
+        self.metrics = dict(metrics or {})
         self.max_len = network.max_len
         self.items: tuple[str, ...] = tuple(vocabulary.ids.to_pylist())
         self._tokens = {item: token for token, item in enumerate(self.items, start=1)}
@@ -56,6 +59,40 @@ class Recommender:
         """
         network, vocabulary = checkpoint.load_network(Path(path).expanduser())
         return cls(network.to(device), vocabulary)
+
+    @classmethod
+    def fit(
+        cls,
+        frame: Any,
+        preset: str | None = "best",
+        settings: Mapping[str, Any] | None = None,
+        *,
+        output_dir: str | Path | None = None,
+    ) -> Self:
+        """Train on a frame of interactions, as `train_bert4rec.py` trains on a table, on one device.
+
+        The run is kept: its folder has the checkpoints, metrics.json and the report, and an earlier run in it moves to
+        `previous/TIME/`. Nothing else is written, and Lightning, loggers, seeds and signal handlers are as before.
+
+        Args:
+            frame: of pandas or polars, a pyarrow table, or anything else with `__arrow_c_stream__`; with the columns
+                user, item and, optionally, time, under usual names or those that `data.columns.*` gives.
+            preset: what `experiment=` takes, such as "auto", "small" and "best"; None for the defaults.
+            settings: any keys of `configs/bert4rec.yaml`, such as `{"training.num_epochs": 20}`.
+            output_dir: folder of the run; None for that of the settings, `saved/bert4rec` in the current folder.
+
+        Returns:
+            The best checkpoint, on the CPU, with `metrics` such as `test_ndcg@10`; empty if nothing was held out.
+
+        Raises:
+            UserError: if the frame cannot be used, a setting or the preset does not exist or is not possible, training
+                diverges, or it is interrupted: then it resumes with `{"training.resume": True}`.
+        """
+        from ..training import from_frame
+
+        given = {**(settings or {}), **({} if output_dir is None else {"output_dir": str(output_dir)})}
+        path, metrics = from_frame.fit(frame, preset, given)
+        return cls(*checkpoint.load_network(path), metrics)
 
     def recommend(
         self,
@@ -98,8 +135,7 @@ class Recommender:
         exclude: Iterable[Id] = (),
     ) -> list[list[tuple[str, float]]]:
         """As `recommend`, each item with its score: the model's logit, NaN for the most popular items."""
-        if topk < 1:
-            raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")
+        _require_positive(topk)
         allowed = None if candidates is None else self._encode(candidates)
         blocked = self._encode(exclude)
         if allowed is not None and not allowed.any():
@@ -117,6 +153,32 @@ class Recommender:
             popular = self._most_popular if is_barred is None else self._most_popular[~is_barred[self._most_popular]]
             for row in np.flatnonzero(spans.lengths == 0):
                 lists[row] = [(self.items[item - 1], float("nan")) for item in popular[:topk]]
+        return lists
+
+    @torch.inference_mode()
+    def similar(self, items: Sequence[Id], topk: int = 10) -> list[list[tuple[str, float]]]:
+        """The items nearest to each of some items, by the cosine of their vectors.
+
+        Args:
+            items: ids; an item that the model does not know has no neighbours.
+            topk: how many each gets; fewer where there are fewer other items.
+
+        Returns:
+            One list of ids and cosines an item, nearest first.
+
+        Raises:
+            UserError: if `topk` is below 1, or `items` is a single id.
+        """
+        _require_positive(topk)
+        if isinstance(items, str):
+            raise UserError(f"{items!r} is no list: give a list of item ids")
+        tokens = self._encode(items)
+        lists: list[list[tuple[str, float]]] = [[] for _ in tokens]
+        known = np.flatnonzero(tokens)
+        given = torch.from_numpy(tokens[known]).to(self.network.output.weight.device)
+        for some, neighbours, cosines in nearest_items(self.network, given, topk, None):
+            for row, *best in zip(known[some], neighbours.tolist(), cosines.tolist(), strict=True):
+                lists[row] = [(self.items[item - 1], cosine) for item, cosine in zip(*best, strict=True) if item != PAD]
         return lists
 
     def _best(
@@ -151,3 +213,8 @@ class Recommender:
         words = [item if type(item) is str else str(item) for item in ids]
         tokens = [self._tokens.get(word) or self._tokens.get(id_forms.other(word), PAD) for word in words]
         return np.array(tokens, dtype=np.int64)
+
+
+def _require_positive(topk: int) -> None:
+    if topk < 1:
+        raise UserError(f"topk={topk} is not possible: give a whole number of at least 1")

@@ -3,8 +3,8 @@
 The product of a user's vector with an item's is the model's score, so that an index over the items' vectors finds the
 best items of a user.
 
-N items, V tokens (N + 2), B users of a batch, L length of their histories, S given items, K neighbours of each, W width
-of a vector: hidden_units, and one more where the output layer has a bias.
+N items, B users of a batch, L length of their histories, V tokens (N + 2), W width of a vector: hidden_units, and one
+more where the output layer has a bias.
 """
 
 import os
@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
-from .. import ranking
 from ..atomic_files import part_of
 from ..batch import PAD
 from ..data.batching import HistorySet
@@ -32,6 +31,7 @@ from ..runs import checkpoint, devices
 from ..runs.folder import RunFolder
 from ..settings import Config
 from .inputs import encode_histories, read_barred, read_histories, read_items, say
+from .similar_items import nearest_items
 from .writer import TableFile
 
 
@@ -53,32 +53,6 @@ def user_vectors(network: Network, inputs: Tensor) -> Tensor:
     """
     states = network.output_transform(door.encode(network, inputs, last_places(inputs)))  # [B, D]
     return F.pad(states, (0, 0 if network.output.bias is None else 1), value=1.0).float()
-
-
-def nearest_items(
-    network: Network, tokens: Tensor, topk: int, is_barred: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The items whose vectors, without bias, have the largest cosine with those of given items.
-
-    Args:
-        tokens: [S] int64, items; none is its own neighbour.
-        topk: K.
-        is_barred: [V] bool, tokens that are nobody's neighbour, or None.
-
-    Yields:
-        which of the given items, their neighbours [R, K] int64, best first, 0 where there are fewer, and the cosines
-        [R, K].
-
-    Raises:
-        UserError: if a weight is NaN or infinite.
-    """
-    directions = F.normalize(network.output.weight.float())  # [V, D]
-    given = torch.arange(len(tokens), device=tokens.device)
-    for some, cosines in ranking.linear_candidate_scores(directions[tokens], directions, None, given, tokens):
-        if is_barred is not None:
-            cosines.masked_fill_(is_barred, ranking.EXCLUDED)
-        items, best = ranking.top_k(cosines, topk)
-        yield some, items, best.clamp(max=1.0)  # a rounding error above it has no angle
 
 
 @rank_zero_only

@@ -1,5 +1,6 @@
 """The parts of a run from its settings: data module, model and trainer."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 
 from ..data import BERT4RecDataModule
 from ..data.splits import SplitOptions
-from ..data.table import TableOptions
+from ..data.table import Frame, TableOptions
 from ..errors import UserError
 from ..models import BERT4Rec
 from ..runs import devices, memory
@@ -32,7 +33,7 @@ from .whole_steps import CudaGraphs, WholeSteps
 STEPS_TOGETHER = 16  # in one call where a step is shorter than what lies between two of Lightning's
 
 
-def build_data(config: Config) -> BERT4RecDataModule:
+def build_data(config: Config, frame: Frame | None = None) -> BERT4RecDataModule:
 
     return BERT4RecDataModule(
         data_dir=config.data.data_dir,
@@ -60,6 +61,7 @@ def build_data(config: Config) -> BERT4RecDataModule:
         on_device=compiles(config) or config.training.cuda_graph is True or config.data.on_device,
         cache_dir=RunFolder.at(config.output_dir).cache if config.data.cache else None,
         seed=config.seed,
+        frame=frame,
     )
 
 
@@ -70,13 +72,17 @@ def compiles(config: Config) -> bool:
     return config.data.on_device is not False and devices.trains_on_cuda(config.training.accelerator)
 
 
-def size_by_data(config: Config, data: BERT4RecDataModule) -> Config:
-    """Choose what `experiment=auto` leaves open, say why, and let the data module know."""
+def size_by_data(config: Config, data: BERT4RecDataModule, given: Iterable[str] | None = None) -> Config:
+    """Choose what `experiment=auto` leaves open, say why, and let the data module know.
+
+    Args:
+        given: keys that the user has set; None takes those of the command line.
+    """
     config, reasons = auto_size.choose(
         config,
         data.summary["train_users"],
         data.num_items,
-        auto_size.given_keys(HydraConfig.get().overrides.task),
+        auto_size.given_keys(HydraConfig.get().overrides.task) if given is None else given,
         memory.of(torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")),
     )
     rank_zero_only(print)(reasons)

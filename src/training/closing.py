@@ -45,14 +45,14 @@ def finish(
     contests = evaluate(config, trainer, model, data, chosen, name)
     content |= results.of(config, contests, trainer, model, origin)
     if "test" in contests and config.data.generate_sample and config.data.split == "leave_one_out":
-        content["figures"]["test"]["best reachable"] = best_reachable(data.path, content["figures"]["test"])
+        content["figures"]["test"]["best reachable"] = best_reachable(config.data.path, content["figures"]["test"])
     if trainer.is_global_zero:
         final = {key: value for rows in content["figures"].values() for key, value in rows[name].items()}
         logs.log_end(trainer, flat_settings(config), final, model, data.vocabulary, titles)
         last = list(contests.values())[-1] if contests else None
         results.write(config, content, folder.metrics, folder.report, last, data.vocabulary, titles, folder.logs)
         print("\n" + closing_tables.closing(folder))
-        if not sweep.is_running():  # a sweep has a closing of its own
+        if not sweep.is_running() and data.frame is None:  # a sweep has a closing of its own, Python no commands
             print(next_steps(config, folder, content.get("best_step"), ended_by_steps(config, trainer)))
     if "val" not in contests:
         return None

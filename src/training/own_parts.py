@@ -22,7 +22,7 @@ def make(key: str, settings: dict[str, Any], kind: type[Any]) -> Any:
     Raises:
         UserError: if it cannot be imported, does not take these arguments, or is of another kind.
     """
-    for source in HydraConfig.get().runtime.config_sources:
+    for source in HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ():
         if source.provider == "command-line" and source.path not in sys.path:
             sys.path.append(source.path)  # for good, as it may import more of its own later
     name = settings["_target_"]

@@ -4,6 +4,7 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 """
 
 import signal
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..command_line import cli, named_files
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from ..data import BERT4RecDataModule
+    from ..data.table import Frame
     from ..models import BERT4Rec
 
 
@@ -26,8 +28,12 @@ def train(config: Config) -> float | None:
         return fit_and_evaluate(config)
 
 
-def fit_and_evaluate(config: Config) -> float | None:
+def fit_and_evaluate(config: Config, frame: "Frame | None" = None, given: Iterable[str] | None = None) -> float | None:
     """Fit, evaluate the best checkpoint, and write metrics.json.
+
+    Args:
+        frame: the table, if it is in memory: then this is called from Python, by `src.training.from_frame`.
+        given: keys that the user has set; None takes those of the command line.
 
     Returns:
         The best value of `training.monitor_metric`, for sweeps; None without validation.
@@ -48,12 +54,13 @@ def fit_and_evaluate(config: Config) -> float | None:
     from .callbacks import LastCheckpoint
 
     cli.quiet()
-    origin = provenance.describe(sweep.command() or cli.command("train", keeps_all=True))
+    command = sweep.command() or cli.command("train", keeps_all=True) if frame is None else "Recommender.fit"
+    origin = provenance.describe(command)
     compiler.switch(config.native)
     say = rank_zero_only(print)
     pl.seed_everything(config.seed, verbose=False)
     titles = read_titles(config.data.items_file)
-    data = build.build_data(config)
+    data = build.build_data(config, frame)
     data.prepare_data()
     data.setup()  # the model needs the size of the catalogue
     for note in data.notes:
@@ -66,7 +73,7 @@ def fit_and_evaluate(config: Config) -> float | None:
         )
     )
     if config.auto:
-        config = build.size_by_data(config, data)
+        config = build.size_by_data(config, data, given)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
         say(
             f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"

@@ -284,6 +284,7 @@ def test_no_argument_is_left_out_of_the_tests() -> None:
     assert arguments == {
         *CHANGES,
         "split",
+        "frame",
         "generate_sample",
         "download",
         "download_url",

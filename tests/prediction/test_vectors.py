@@ -7,7 +7,8 @@ from torch import nn
 
 from src.errors import UserError
 from src.models.network import Architecture, Network
-from src.prediction.vectors import item_vectors, nearest_items, user_vectors
+from src.prediction.similar_items import nearest_items
+from src.prediction.vectors import item_vectors, user_vectors
 
 SMALL = {"hidden_units": 8, "num_heads": 2, "num_layers": 2, "max_len": 6}
 

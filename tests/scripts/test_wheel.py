@@ -19,7 +19,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "src", "configs")
 CARRIED = (".py", ".c", ".h", ".jinja", ".typed")
 # In the folder of a project that has a `src` of its own.
 LOAD = """
-import importlib, pkgutil, sys
+import importlib, pkgutil, pyarrow, sys
 import bert4rec
 from bert4rec import Recommender
 from bert4rec.models.bert4rec import BERT4Rec
@@ -31,6 +31,10 @@ assert src.mine
 for checkpoint in sys.argv[1:]:
     assert len(BERT4Rec.load_from_checkpoint(checkpoint).predict([[1, 2]], topk=3)[0]) == 3
     assert len(Recommender.from_checkpoint(checkpoint).recommend([["12"]], topk=3)[0]) == 3
+frame = pyarrow.table({"user": [1, 1, 1, 2, 2, 2], "item": list("abcbca")})
+settings = {"training.num_epochs": 1, "training.accelerator": "cpu", "training.logger": [], "evaluation.report": False}
+fitted = Recommender.fit(frame, "small", settings, output_dir="fitted")
+assert 0 <= fitted.metrics["test_mrr"] <= 1
 """
 
 PRESET = """# @package _global_

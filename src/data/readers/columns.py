@@ -84,7 +84,8 @@ def choose(cells: Cells, names: Sequence[str], reading: Reading, lists: Collecti
     others = {name: column for name, column in cells.items() if name not in chosen.values()}
     if missing:
         lacks = " and no column ".join(missing)
-        raise UserError(f"{path} has no column {lacks}: found {shown}; {proposal(others, missing, 'time' in chosen)}")
+        way_out = proposal(others, missing, "time" in chosen, reading.content is not None)
+        raise UserError(f"{path} has no column {lacks}: found {shown}; {way_out}")
     for name in chosen.values():
         roles = [role for role in chosen if chosen[role] == name]
         if len(roles) > 1:
@@ -123,15 +124,16 @@ def require_no_times(path: Path, others: Cells, what: str) -> None:
         )
 
 
-def proposal(others: Cells, missing: Sequence[str], has_time: bool) -> str:
-    """What to set where columns are not known by their names, ready to be pasted."""
+def proposal(others: Cells, missing: Sequence[str], has_time: bool, is_text: bool) -> str:
+    """What to set where columns are not known by their names, ready to be pasted. A text may be without any names."""
+    otherwise = "; or =1, =2, ... if there is no header line" if is_text else ""
     if pasted := _pasted(others, missing, has_time or len(missing) == 1):
-        return f"say what they are called, such as {pasted}; or =1, =2, ... if there is no header line"
+        return f"say what they are called, such as {pasted}{otherwise}"
     if "rating" in missing:
         return "say what it is called with data.columns.rating=NAME, or leave data.min_rating out"
     return (
         "the header must name user, item and, if there is one, time; say what they are called with"
-        f" data.columns.{missing[0]}=NAME, or =1, =2, ... if there is no header line"
+        f" data.columns.{missing[0]}=NAME{otherwise}"
     )
 
 
