@@ -10,11 +10,15 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 
 from ..data import BERT4RecDataModule
 from ..data.splits import SplitOptions
 from ..data.table import Frame, TableOptions
+from ..data.titles import Titles, read_titles
 from ..errors import UserError
+from ..evaluation import closing_tables
+from ..kernels import compiler
 from ..models import BERT4Rec
 from ..runs import devices, memory
 from ..runs.folder import RunFolder
@@ -31,6 +35,39 @@ from .checkpoint_io import SafeCheckpointIO
 from .whole_steps import CudaGraphs, WholeSteps
 
 STEPS_TOGETHER = 16  # in one call where a step is shorter than what lies between two of Lightning's
+
+
+def ready_data(
+    config: Config, frame: Frame | None = None, given: Iterable[str] | None = None
+) -> tuple[Config, BERT4RecDataModule, Titles]:
+    """Read the table, and print what is in it and what is to be known about it.
+
+    Args:
+        frame: the table, if it is in memory.
+        given: as for `size_by_data`.
+
+    Returns:
+        The settings, with sizes by the data under `experiment=auto`, the data and the titles of its items.
+    """
+    say = rank_zero_only(print)
+    titles = read_titles(config.data.items_file)
+    data = build_data(config, frame)
+    data.prepare_data()
+    data.setup()  # the model needs the size of the catalogue
+    for note in data.notes:
+        say(note)
+    if no_titles := titles.note(data.vocabulary.ids):
+        say(no_titles)
+    least = config.data.min_item_interactions
+    say(closing_tables.describe_data(data.summary, config.data.min_interactions, config.data.holdout, least))
+    if config.auto:
+        config = size_by_data(config, data, given)
+    if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
+        say(
+            f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
+            " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
+        )
+    return config, data, titles
 
 
 def build_data(config: Config, frame: Frame | None = None) -> BERT4RecDataModule:
@@ -88,6 +125,19 @@ def size_by_data(config: Config, data: BERT4RecDataModule, given: Iterable[str] 
     rank_zero_only(print)(reasons)
     data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
     return config
+
+
+def ready_model(config: Config, data: BERT4RecDataModule) -> BERT4Rec:
+    """The model for this data, if there is memory for it, with a line about its size and about missing kernels."""
+    say = rank_zero_only(print)
+    is_on_cpu = not devices.trains_on_cuda(config.training.accelerator)
+    if is_on_cpu and config.native and compiler.library(torch.float32) is None:
+        say(f"note: no compiled kernels, so training takes 1.2 to 3 times as long: {compiler.missing()}")
+    require_memory(config, data.num_items)
+    model = build_model(config, data.num_items)
+    model.compiles = compiles(config)
+    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")
+    return model
 
 
 def build_model(config: Config, num_items: int) -> BERT4Rec:
@@ -158,13 +208,19 @@ def build_trainer(config: Config, folder: RunFolder, steps: int = 0) -> pl.Train
         recorder = CudaGraphs() if records else None
         callbacks.append(WholeSteps(together, recorder, last.seed_step, training.checkpoint_every_n_steps))
     try:
-        return _trainer(training, callbacks, log_to, log_every_n_steps=10 if together == 1 else 1)
+        trainer = _trainer(training, callbacks, log_to, log_every_n_steps=10 if together == 1 else 1)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         own = f", callbacks={value_text(training.callbacks)}" if training.callbacks else ""
         raise UserError(
             f"training.accelerator={training.accelerator}, devices={training.devices}, strategy={training.strategy},"
             f" precision={training.precision}{own} do not work here: {error}"
         ) from error
+    if trainer.world_size > 1 and training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
+        raise UserError(
+            f"training.loss={training.loss} on several devices needs training.strategy=ddp, not {training.strategy};"
+            " or use training.loss=softmax"
+        )
+    return trainer
 
 
 def _records(config: Config) -> bool:

@@ -5,7 +5,7 @@ python train_bert4rec.py data.data_dir=FOLDER data.data_file=FILE
 
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..command_line import cli, named_files
 from ..runs.folder import RunFolder
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..data import BERT4RecDataModule
     from ..data.table import Frame
     from ..models import BERT4Rec
+    from .callbacks import LastCheckpoint
 
 
 def train(config: Config) -> float | None:
@@ -39,78 +40,31 @@ def fit_and_evaluate(config: Config, frame: "Frame | None" = None, given: Iterab
         The best value of `training.monitor_metric`, for sweeps; None without validation.
     """
     import pytorch_lightning as pl
-    import torch
     from lightning_utilities.core.rank_zero import rank_zero_only
-    from pytorch_lightning.strategies import DDPStrategy
 
-    from ..data.titles import read_titles
-    from ..errors import UserError
-    from ..evaluation import closing_tables
     from ..kernels import compiler
     from ..runs import checkpoint, devices, provenance
     from ..settings import flat_settings
     from ..sweep import sweep
-    from . import build, closing, init_from, logs, resume
+    from . import build, closing, logs, resume
     from .callbacks import LastCheckpoint
 
     cli.quiet()
     command = sweep.command() or cli.command("train", keeps_all=True) if frame is None else "Recommender.fit"
     origin = provenance.describe(command)
     compiler.switch(config.native)
-    say = rank_zero_only(print)
     pl.seed_everything(config.seed, verbose=False)
-    titles = read_titles(config.data.items_file)
-    data = build.build_data(config, frame)
-    data.prepare_data()
-    data.setup()  # the model needs the size of the catalogue
-    for note in data.notes:
-        say(note)
-    if no_titles := titles.note(data.vocabulary.ids):
-        say(no_titles)
-    say(
-        closing_tables.describe_data(
-            data.summary, config.data.min_interactions, config.data.holdout, config.data.min_item_interactions
-        )
-    )
-    if config.auto:
-        config = build.size_by_data(config, data, given)
-    if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
-        say(
-            f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
-            " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
-        )
-    if (
-        not devices.trains_on_cuda(config.training.accelerator)
-        and compiler.library(torch.float32) is None
-        and config.native
-    ):
-        say(f"note: no compiled kernels, so training takes 1.2 to 3 times as long: {compiler.missing()}")
-    build.require_memory(config, data.num_items)
-    model = build.build_model(config, data.num_items)
-    model.compiles = build.compiles(config)
-    say(f"model       {sum(p.numel() for p in model.parameters()):,} parameters")
+    config, data, titles = build.ready_data(config, frame, given)
+    model = build.ready_model(config, data)
 
     folder = RunFolder.at(config.output_dir)
     path = resume.find(config.training.resume, folder)
     content = None if path is None else checkpoint.read(path)
     trainer = build.build_trainer(config, folder, 0 if content is None else content.get("global_step", 0))
-    say("\n".join([*devices.lines(trainer, config.training.accelerator), ""]), flush=True)
-    if trainer.world_size > 1 and config.training.loss != "softmax" and not isinstance(trainer.strategy, DDPStrategy):
-        raise UserError(
-            f"training.loss={config.training.loss} on several devices needs training.strategy=ddp, not"
-            f" {config.training.strategy}; or use training.loss=softmax"
-        )
+    rank_zero_only(print)("\n".join([*devices.lines(trainer, config.training.accelerator), ""]), flush=True)
     last = trainer.checkpoint_callbacks[-1]
     assert isinstance(last, LastCheckpoint)
-    if path is not None and content is not None:
-        last.rewinds = resume.prepare(config, path, content, data, trainer)
-        last.settings |= resume.origin(content)
-    elif config.training.init_from is not None:
-        say(init_from.start(config.training.init_from, model, data, trainer, last))
-    goes_on_here = path is not None and path.resolve().parent == folder.checkpoints.resolve()
-    keeps_results = goes_on_here and content is not None and resume.is_finished(content, config)
-    if trainer.is_global_zero and not keeps_results and (archived := folder.archive(results_only=goes_on_here)):
-        say(f"the earlier {'results' if goes_on_here else 'run'} went to {archived}")
+    begin(config, path, content, folder=folder, trainer=trainer, model=model, data=data, last=last)
     del content
     logs.log_settings(trainer, flat_settings(config))
     fit(trainer, model, data, path)
@@ -124,6 +78,40 @@ def fit_and_evaluate(config: Config, frame: "Frame | None" = None, given: Iterab
         origin=origin,
         seconds=last.total_seconds(),
     )
+
+
+def begin(
+    config: Config,
+    path: "Path | None",
+    content: dict[str, Any] | None,
+    *,
+    folder: RunFolder,
+    trainer: "pl.Trainer",
+    model: "BERT4Rec",
+    data: "BERT4RecDataModule",
+    last: "LastCheckpoint",
+) -> None:
+    """Put a run where it begins, resumed, from the weights of another or anew, and an earlier run out of its way.
+
+    Args:
+        path: the checkpoint to resume from, or None.
+        content: of that checkpoint.
+        last: the callback that writes its successors.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    from . import init_from, resume
+
+    say = rank_zero_only(print)
+    if path is not None and content is not None:
+        last.rewinds = resume.prepare(config, path, content, data, trainer)
+        last.settings |= resume.origin(content)
+    elif config.training.init_from is not None:
+        say(init_from.start(config.training.init_from, model, data, trainer, last))
+    goes_on_here = path is not None and path.resolve().parent == folder.checkpoints.resolve()
+    keeps_results = goes_on_here and content is not None and resume.is_finished(content, config)
+    if trainer.is_global_zero and not keeps_results and (archived := folder.archive(results_only=goes_on_here)):
+        say(f"the earlier {'results' if goes_on_here else 'run'} went to {archived}")
 
 
 def fit(trainer: "pl.Trainer", model: "BERT4Rec", data: "BERT4RecDataModule", path: "Path | None") -> None:
