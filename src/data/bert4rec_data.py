@@ -192,11 +192,12 @@ class BERT4RecDataModule(pl.LightningDataModule):
             data = (self.sequences.tokens, spans, self._device(), self.num_items)
             self.fixed_shapes = FixedShapes(*data, *shares, negative_sampler)
             row_set = RowSet(spans.lengths, self.batch_size, shapes(int(spans.lengths.max())))
-            return DataLoader(**self._options(row_set, sampler) | {"num_workers": 0, "persistent_workers": False})
+            return DataLoader(**self._options(row_set, sampler))
         training_set = TrainingSet(self.sequences.tokens, spans, self.num_items, *shares, negative_sampler)
         # A GPU is busy with a step while the next batch is made, and would wait for several.
         ahead = min(BATCHES_AHEAD, TOKENS_AHEAD // (self.batch_size * self.max_len)) if self._on_cpu() else 1
-        return AheadLoader(ahead=max(1, ahead), **self._options(training_set, sampler))
+        workers = 0 if self._on_cpu() else self.num_workers
+        return AheadLoader(ahead=max(1, ahead), **self._options(training_set, sampler, workers))
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | Sequence[Any]:
         return self._evaluation_loader(from_end=self.holdout) if self.holdout else []
@@ -285,9 +286,11 @@ class BERT4RecDataModule(pl.LightningDataModule):
     def _on_cpu(self) -> bool:
         return self._device().type == "cpu"
 
-    def _options(self, dataset: Dataset[Any], sampler: Sampler[Any]) -> dict[str, Any]:
-        """Of a loader that does no batching of its own: the sampler plans whole batches and the data set makes them."""
-        workers = 0 if self._on_cpu() else self.num_workers
+    def _options(self, dataset: Dataset[Any], sampler: Sampler[Any], workers: int = 0) -> dict[str, Any]:
+        """Of a loader that does no batching of its own: the sampler plans whole batches and the data set makes them.
+
+        A batch to be ranked is made in less than half a millisecond, and one of rows in less: no work for workers.
+        """
         return {
             "dataset": dataset,
             "sampler": sampler,
