@@ -124,7 +124,7 @@ class DataConfig:
     window_stride: int | None = whole(
         "null: the last max_len items; n: windows of max_len items, n apart, over the whole history", least=1
     )
-    num_workers: int = whole("DataLoader worker processes (GPU only: on a CPU no core is idle for them)", least=0)
+    num_workers: int = whole("DataLoader worker processes of training on a GPU (with data.on_device=false)", least=0)
     on_device: Any = switch("training data and masks on the device, in few fixed shapes (auto: on CUDA | true | false)")
 
     def __post_init__(self) -> None:

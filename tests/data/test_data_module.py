@@ -311,9 +311,10 @@ def test_workers_and_pinned_memory_are_for_accelerators(tmp_path: Path) -> None:
     assert data.train_dataloader().num_workers == 0
     assert not data.train_dataloader().pin_memory
     assert process(data, 0, 1, "cpu").val_dataloader().num_workers == 0
-    loader = process(data, 0, 1, "cuda").val_dataloader()
-    assert loader.num_workers == 2
-    assert loader.pin_memory
+    module = process(data, 0, 1, "cuda")
+    module.on_device = False
+    assert [module.train_dataloader().num_workers, module.val_dataloader().num_workers] == [2, 0]  # see `_options`
+    assert module.val_dataloader().pin_memory
 
 
 def test_small_batches_are_made_some_in_a_row_on_a_cpu_alone(tmp_path: Path) -> None:
