@@ -718,7 +718,7 @@ def test_every_argument_of_the_data_module_comes_from_its_setting(tmp_path: Path
     names = {key.rpartition(".")[2]: value for key, value in OTHER.items() if not key.startswith("evaluation.")}
     names |= {"filter_seen": False, "eval_batch_size": 77}
     arguments = set(inspect.signature(BERT4RecDataModule).parameters) - {"data_dir", "data_file", "num_negatives"}
-    arguments -= {"download", "download_url"}  # of another table than the sample
+    arguments -= {"download", "download_url", "frame"}  # of another table than the sample
     names |= {
         "cache_dir": tmp_path / "run" / "cache",
         "split": SplitOptions("time", None),
