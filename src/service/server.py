@@ -11,6 +11,7 @@ from ..runs.proposals import how_to_install
 from ..settings.schema import InferenceConfig
 
 SECONDS_TO_STOP = 10
+SECONDS_IDLE = 75  # of a connection; proxies keep theirs for a minute
 
 
 def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
@@ -40,6 +41,7 @@ def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
                 ws="none",
                 proxy_headers=False,
                 server_header=False,
+                timeout_keep_alive=SECONDS_IDLE,
                 timeout_graceful_shutdown=SECONDS_TO_STOP,
             )
         )
@@ -66,7 +68,7 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno > 0 else error.strerror  # below 0: no such name
+        why = os.strerror(error.errno or 0) if (error.errno or 0) > 0 else error.strerror  # below 0: no such name
         raise UserError(
-            f"the service cannot listen at inference.host={host} inference.port={port} ({why}): give another host or port"
+            f"inference.host={host} inference.port={port} cannot be listened at ({why}): give another host or port"
         ) from error

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,12 +85,12 @@ class Client:
 
     def __init__(self, port: int, requests: list[bytes]) -> None:
         self.port, self.requests = port, requests
-        self.free: list[Connection] = []
+        self.free: deque[Connection] = deque()  # the next is the one that was idle longest, so that none is closed
         self.milliseconds: list[float] = []
 
     async def ask(self, due: float) -> None:
         if self.free:
-            connection = self.free.pop()
+            connection = self.free.popleft()
         else:
             _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
         head = await connection.ask(random.choice(self.requests))
