@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from ..errors import UserError
 from ..prediction.recommender import Recommender
-from .batches import Batches, BusyError, Lists, Options
+from .batches import Batches, Best, BusyError, Options
 from .metrics import CONTENT_TYPE, Measured, Metrics
 
 MOST_BYTES = 2**20  # of a body
@@ -98,7 +98,7 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def entries(lists: Lists) -> list[list[dict[str, Any]]]:
+def entries(lists: list[Best]) -> list[list[dict[str, Any]]]:
     """Lists as JSON has them, where the most popular items have no score."""
     return [[{"item": item, "score": None if math.isnan(score) else score} for item, score in row] for row in lists]
 

@@ -1,22 +1,20 @@
-"""The queue before the model: requests that wait while it computes are joined into its next batch."""
+"""The queue before the model: histories that have arrived while it computed are its next batch."""
 
 import asyncio
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from ..prediction.recommender import Id, Recommender
 from .metrics import Metrics
 
-HISTORIES_AT_ONCE = 64  # more would make a small request wait for long
-MOST_WAITING = 1000  # requests; at a few milliseconds each, nobody waits for the next one's answer
+HISTORIES_AT_ONCE = 32  # more take long, and are hardly faster each
+MOST_WAITING = 4096  # histories: some seconds of work
 
-Lists = list[list[tuple[str, float]]]
+Best = list[tuple[str, float]]
 
 
 class BusyError(Exception):
-    """More requests wait than are worth waiting for."""
+    """More histories wait than are worth waiting for."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,19 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request, and where its lists go."""
+    """A history, and where its items go."""
 
-    histories: list[list[Id]]
+    history: list[Id]
     topk: int
     options: Options
-    lists: asyncio.Future[Lists]
+    best: asyncio.Future[Best]
 
 
 class Batches:
-    """Answers requests by one thread that computes, so that the event loop always takes the next ones.
+    """Answers histories in order of arrival, those with equal options together. An idle model begins at once.
 
-    An idle model gets a request at once. Requests with equal options share a call, for the largest of their topk.
+    The event loop itself computes, and between two batches takes what has arrived. A thread beside it was slower, since
+    both need the interpreter's lock (docs/service.md).
     """
 
     def __init__(self, recommender: Recommender, metrics: Metrics) -> None:
@@ -50,57 +49,54 @@ class Batches:
         self.waiting: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
 
-    async def recommend(self, histories: list[list[Id]], topk: int, options: Options) -> Lists:
-        """One list of items and scores a history, best first.
+    async def recommend(self, histories: list[list[Id]], topk: int, options: Options) -> list[Best]:
+        """Items and scores for each history, best first.
 
         Raises:
             BusyError: if the queue is full.
             UserError: if the model knows none of the candidates.
         """
-        if len(self.waiting) >= MOST_WAITING:
+        if len(self.waiting) + len(histories) > MOST_WAITING:
             raise BusyError
-        request = Waiting(histories, topk, options, asyncio.get_running_loop().create_future())
-        self.waiting.append(request)
+        loop = asyncio.get_running_loop()
+        rows = [Waiting(history, topk, options, loop.create_future()) for history in histories]
+        self.waiting += rows
         self._arrived.set()
-        return await request.lists
+        return await asyncio.gather(*(row.best for row in rows))
 
     async def run(self) -> None:
         """Compute batch after batch until cancelled."""
-        with ThreadPoolExecutor(1, "model") as thread:
-            while True:
-                while not self.waiting:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                await self._answer(self._next_batch(), thread)
+        while True:
+            while not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            # A turn of the loop sends answers and reads what has come, the next takes it to the queue, and then this.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            self._answer(self._next_batch())
 
     def _next_batch(self) -> list[Waiting]:
-        """Take the oldest request, and those behind it that the same call can answer."""
-        batch = [self.waiting.popleft()]
-        rows, left = len(batch[0].histories), deque[Waiting]()
-        for request in self.waiting:
-            if request.options == batch[0].options and rows + len(request.histories) <= HISTORIES_AT_ONCE:
-                batch.append(request)
-                rows += len(request.histories)
-            else:
-                left.append(request)
+        """Take the oldest history, and those behind it that the same call can answer."""
+        options = self.waiting[0].options
+        batch: list[Waiting] = []
+        left: deque[Waiting] = deque()
+        for row in self.waiting:
+            fits = len(batch) < HISTORIES_AT_ONCE and row.options == options
+            (batch if fits else left).append(row)
         self.waiting = left
         return batch
 
-    async def _answer(self, batch: list[Waiting], thread: ThreadPoolExecutor) -> None:
-        histories = [history for request in batch for history in request.histories]
-        self.metrics.batch_histories.add(len(histories))
-        call = partial(self.recommender.recommend_with_scores, **vars(batch[0].options))
-        topk = max(request.topk for request in batch)
+    def _answer(self, batch: list[Waiting]) -> None:
+        self.metrics.batch_histories.add(len(batch))
         try:
-            lists = await asyncio.get_running_loop().run_in_executor(thread, call, histories, topk)
+            lists = self.recommender.recommend_with_scores(
+                [row.history for row in batch], max(row.topk for row in batch), **vars(batch[0].options)
+            )
         except Exception as error:
-            for request in batch:
-                if not request.lists.done():
-                    request.lists.set_exception(error)
+            for row in batch:
+                if not row.best.done():
+                    row.best.set_exception(error)
             return
-        start = 0
-        for request in batch:
-            stop = start + len(request.histories)
-            if not request.lists.done():  # cancelled, when the service stops
-                request.lists.set_result([row[: request.topk] for row in lists[start:stop]])
-            start = stop
+        for row, best in zip(batch, lists, strict=True):
+            if not row.best.done():  # cancelled, when the service stops
+                row.best.set_result(best[: row.topk])
