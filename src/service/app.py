@@ -125,7 +125,7 @@ def refuse_in_one_line(app: FastAPI) -> None:
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:
-        return answer(503, "too many requests wait: try again", {"Retry-After": "1"})
+        return answer(503, "too many histories wait: try again", {"Retry-After": "1"})
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:

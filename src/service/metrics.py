@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-HISTORIES = (1, 2, 4, 8, 16, 32, 64, 128)
+HISTORIES = (1, 2, 4, 8, 16, 32)
 
 
 class Histogram:
@@ -50,8 +50,8 @@ class Metrics:
         for (path, status), count in sorted(self.requests.items()):
             lines.append(f'bert4rec_requests_total{{path="{path}",status="{status}"}} {count}')
         lines += [*self.seconds.lines(), *self.batch_histories.lines()]
-        lines += [*_head("bert4rec_waiting_requests", "gauge", "Requests in the queue before the model.")]
-        return "\n".join([*lines, f"bert4rec_waiting_requests {self.waiting()}", ""])
+        lines += [*_head("bert4rec_waiting_histories", "gauge", "Histories in the queue before the model.")]
+        return "\n".join([*lines, f"bert4rec_waiting_histories {self.waiting()}", ""])
 
 
 def _head(name: str, kind: str, meaning: str) -> Iterator[str]:

@@ -828,6 +828,14 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
             "inference.evaluate=true is not possible: it goes without inference.export and inference.users",
         ),
         (
+            ("inference.serve=true", "inference.export=m.onnx", "inference.candidates=i.csv"),
+            "inference.serve=true is not possible: it goes without inference.export and inference.candidates",
+        ),
+        (
+            ("inference.evaluate=true", "inference.serve=true"),
+            "inference.evaluate=true is not possible: it goes without inference.serve",
+        ),
+        (
             ("inference.export=m.onnx", "inference.exclude=i.csv"),
             "inference.export=m.onnx is not possible: it goes without inference.exclude",
         ),
