@@ -1,8 +1,8 @@
 """What the service bears: python -m tests.benchmarks.service --items 50000
 
 Starts it on a model with random weights. A second process sends requests of one history each over connections that
-stay open: first at random moments, so many a second on average, whether or not earlier ones are answered. A latency
-counts from the moment at which a request was due. Then as fast as they are answered, so many at a time.
+stay open: first at random moments, so many a second on average, whether or not earlier ones are answered. Then as fast
+as they are answered, so many at a time.
 """
 
 import argparse
@@ -89,7 +89,8 @@ class Client:
         self.free: deque[Connection] = deque()  # the next is the one that was idle longest, so that none is closed
         self.milliseconds: list[float] = []
 
-    async def ask(self, due: float) -> None:
+    async def ask(self) -> None:
+        started = time.perf_counter()
         if self.free:
             connection = self.free.popleft()
         else:
@@ -97,23 +98,24 @@ class Client:
         head = await connection.ask(random.choice(self.requests))
         assert head.startswith(b"HTTP/1.1 200"), head
         self.free.append(connection)
-        self.milliseconds.append(1000 * (time.perf_counter() - due))
+        self.milliseconds.append(1000 * (time.perf_counter() - started))
 
     async def at_random(self, rate: float, seconds: float) -> None:
         """Requests at the moments of a Poisson process."""
-        due = started = time.perf_counter()
+        due = time.perf_counter()
+        ends = due + seconds
         async with asyncio.TaskGroup() as group:
-            while due < started + seconds:
+            while due < ends:
                 due += random.expovariate(rate)
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                group.create_task(self.ask(due))
+                group.create_task(self.ask())
 
     async def as_fast_as_answered(self, at_a_time: int, seconds: float) -> None:
         ends = time.perf_counter() + seconds
 
         async def one_after_the_other() -> None:
             while time.perf_counter() < ends:
-                await self.ask(time.perf_counter())
+                await self.ask()
 
         await asyncio.gather(*(one_after_the_other() for _ in range(at_a_time)))
 
