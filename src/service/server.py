@@ -30,7 +30,7 @@ def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
             f"inference.serve needs a library that is not installed ({error.name}): {how_to_install('serve')}"
         ) from error
     with listening(settings.host, settings.port) as listener:
-        recommender = Recommender.from_checkpoint(checkpoint_path)
+        recommender = Recommender.from_checkpoint(checkpoint_path, for_few=True)
         print(f"model       {checkpoint_path}, {len(recommender.items):,} items")
         recommender.recommend([recommender.items[:1]])  # loads kernels, and fails if a weight is NaN
         gc.freeze()  # what is there by now stays: to look through it again and again takes 0.1 s each time
