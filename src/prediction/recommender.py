@@ -35,7 +35,7 @@ class Recommender:
     Args:
         network: from a checkpoint; it is put into evaluation mode.
         vocabulary: the item ids behind its tokens.
-        for_few: keep the output matrix a second time, column by column. On a CPU that is faster for up to 8 histories:
+        for_few: keep the output matrix a second time, column by column. On a CPU that is faster for single histories:
             a call for one of 50,000 items took 3.2 ms in place of 4.3.
 
     Attributes:

@@ -6,6 +6,8 @@ import signal
 import socket
 from pathlib import Path
 
+import torch
+
 from ..errors import UserError
 from ..prediction.recommender import Recommender
 from ..runs.proposals import how_to_install
@@ -29,6 +31,8 @@ def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
         raise UserError(
             f"inference.serve needs a library that is not installed ({error.name}): {how_to_install('serve')}"
         ) from error
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # a second one gains nothing with one history, and waits where a processor is shared
     with listening(settings.host, settings.port) as listener:
         recommender = Recommender.from_checkpoint(checkpoint_path, for_few=True)
         print(f"model       {checkpoint_path}, {len(recommender.items):,} items")
