@@ -35,7 +35,7 @@ from tests.scripts.conftest import ROOT, Outcome, call, compose, make_rows, writ
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What stands in these documents beside our own scripts; a new kind of command has to be looked at before it is listed.
-OTHERS = ("git", "source", "pip", "awk", "head")
+OTHERS = ("git", "source", "pip", "awk", "head", "curl")
 INSTALLED = ("bert4rec-train", "bert4rec-predict")
 # They start our scripts on several machines, which a test does not have.
 CLUSTER = ("torchrun", "srun")
@@ -207,7 +207,8 @@ def test_each_command_and_each_python_block_runs(
     for command in commands(document):
         if command.startswith(("awk ", "head ")):
             subprocess.run(["bash", "-c", command], check=True)
-        for script, words in () if command.startswith(CLUSTER) else script_and_words(command):
+        ends = not command.startswith(CLUSTER) and "inference.serve=true" not in command  # a service does not
+        for script, words in script_and_words(command) if ends else ():
             if "시각" in command:  # the folder of an earlier run, which by then is there
                 earlier = min(Path("saved/bert4rec/previous").glob("*/checkpoints")).parent.name
                 words = [word.replace("시각", earlier) for word in words]

@@ -20,6 +20,7 @@ ROOMS = {
     "command_line": {"settings", "runs"},
     "evaluation": {"settings", "data", "models", "runs", "command_line"},
     "prediction": {"settings", "data", "models", "kernels", "runs", "command_line", "evaluation"},
+    "service": {"settings", "runs", "prediction"},
     "training": {"settings", "data", "models", "kernels", "runs", "command_line", "evaluation", "sweep"},
 }
 # What single files may import beyond that: who -> which modules.
@@ -28,6 +29,7 @@ BESIDES = {
     "models.bert4rec": {"kernels.door"},
     "kernels.door": {"models.losses", "models.network"},
     "kernels.encoder": {"models.dropout", "models.network"},
+    "prediction.predict": {"service.server"},
     "runs.checkpoint": {"data.vocabulary"},
     "runs.devices": {"kernels.compiler"},
     "sweep.sweep": {"command_line.words", "evaluation.plots"},

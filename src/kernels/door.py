@@ -90,11 +90,16 @@ def target_ranks(network: Network, hidden: Tensor, targets: Tensor, seen_rows: T
 
 
 def candidate_scores(
-    network: Network, hidden: Tensor, seen_rows: Tensor, seen_items: Tensor
+    network: Network, hidden: Tensor, seen_rows: Tensor, seen_items: Tensor, columns: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """`network.logits(hidden)` as `src.ranking.linear_candidate_scores` gives them, some rows at a time."""
+    """`network.logits(hidden)` as `src.ranking.linear_candidate_scores` gives them, some rows at a time.
+
+    Args:
+        columns: [D, V], the output matrix transposed, in this order in memory, which for few rows is faster; or None.
+    """
     with ranking.without_autocast(hidden.device):
         hidden, weight, bias = _to_rank(network, hidden)
+    weight = weight if columns is None else columns.t()
     return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, _edited_output(network))
 
 

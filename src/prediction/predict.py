@@ -30,6 +30,10 @@ def predict(config: Config) -> None:
         from .onnx_export import export
 
         return export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
+    if settings.serve:
+        from ..service.server import serve
+
+        return serve(checkpoint_path, settings)
     if settings.writes_vectors:
         from .vectors import write_vectors
 

@@ -100,12 +100,13 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
     users, items = ("users", "history"), ("candidates", "exclude")
     unused = [*(() if inference.user_vectors else users), *(() if inference.similar else items)]
     jobs: dict[str, tuple[str, ...]] = {
-        "evaluate": ("export", *VECTORS, *users, *items),
+        "evaluate": ("serve", "export", *VECTORS, *users, *items),
+        "serve": ("export", *VECTORS, *users, *items),
         "export": (*VECTORS, *users, *items),
         **dict.fromkeys(VECTORS, tuple(unused)),
     }
     for job, others in jobs.items():
-        beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
+        beside = [f"inference.{name}" for name in others if getattr(inference, name) not in (None, False)]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
     if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:

@@ -284,6 +284,11 @@ class InferenceConfig:
     embeddings: str | None = _vectors("write item ids and vectors to this .parquet or .csv instead (null: predict)")
     user_vectors: str | None = _vectors("write user ids and vectors to this .parquet or .csv instead (null: predict)")
     similar: str | None = path("file of items: write their topk most similar items instead (null: predict)")
+    serve: bool = setting("answer HTTP requests instead: docs/service.md (false: predict)")
+    host: str = setting("address of the service (127.0.0.1: this machine only)", "give an address", bool)
+    port: int = setting(
+        "port of the service (0: a free one)", "give a whole number from 0 to 65535", lambda value: 0 <= value < 2**16
+    )
     format: str = choice("rows of the table (long: one per item | wide: one per user, items between blanks)", FORMATS)
     columns: list[str] = setting(
         "names of the table's columns, rank and score with with_scores only",
@@ -303,7 +308,7 @@ class InferenceConfig:
     @property
     def needs_histories(self) -> bool:
         """Whether histories of users are read."""
-        return self.export is None and (self.user_vectors is not None or not self.writes_vectors)
+        return self.export is None and not self.serve and (self.user_vectors is not None or not self.writes_vectors)
 
 
 @dataclass

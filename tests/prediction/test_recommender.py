@@ -70,6 +70,26 @@ def test_scores_are_the_logits() -> None:
     assert [score for _, score in row] == sorted((score for _, score in row), reverse=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"output_bias": True, "output_transform": True, "share_embeddings": False}])
+def test_a_second_output_matrix_changes_no_list(options: dict[str, bool]) -> None:
+    network = make_model(seed=5, **options).eval().network
+    vocabulary = Vocabulary(pa.array(IDS), COUNTS)
+    plain, for_few = Recommender(network, vocabulary), Recommender(network, vocabulary, for_few=True)
+    assert for_few._columns is not None
+    for many in ([["12", "été"]], [[item] for item in IDS]):
+        for got, expected in zip(for_few.recommend_with_scores(many), plain.recommend_with_scores(many), strict=True):
+            assert [item for item, _ in got] == [item for item, _ in expected]
+            assert [score for _, score in got] == pytest.approx([score for _, score in expected])
+
+
+def test_a_second_output_matrix_is_of_no_layer_that_somebody_has_changed() -> None:
+    model = make_model(seed=5).eval()
+    model.network.output.register_forward_hook(lambda module, inputs, scores: -scores)
+    vocabulary = Vocabulary(pa.array(IDS), COUNTS)
+    lists = [Recommender(model.network, vocabulary, for_few=few).recommend([["12"]]) for few in (False, True)]
+    assert lists[0] == lists[1]
+
+
 def test_what_the_model_does_not_know_is_passed_over() -> None:
     assert RECOMMENDER.recommend([["12", "unheard of", "été"]]) == RECOMMENDER.recommend([["12", "été"]])
 

@@ -170,6 +170,9 @@ ADDED = {
     "inference.embeddings": None,
     "inference.user_vectors": None,
     "inference.similar": None,
+    "inference.serve": False,
+    "inference.host": "127.0.0.1",
+    "inference.port": 8000,
     "inference.format": "long",
     "inference.columns": ["user", "item", "rank", "score"],
     "inference.topk": 10,
@@ -390,6 +393,8 @@ TOO_FAR: dict[str, list[Any]] = {
     "training.logger": [["banana"], ["csv", "CSV"], ["csv", {"target": "a.B"}], [1]],
     "training.callbacks": [["a.B"], [{"_target_": 1}], [{"every": 2}], [None]],
     "evaluation.protocols": [[], ["uniform-100"], ["full", "uniform-99"]],
+    "inference.host": [""],
+    "inference.port": [-1, 65536],
     "inference.format": ["tall"],
     "inference.columns": [[], ["user"], ["a", "b", "c"], ["a", "a"], ["a", ""], ["a", "b,c"], ["a", 'b"']],
     "inference.topk": [0],
@@ -832,6 +837,14 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
         (
             ("inference.evaluate=true", "inference.export=m.onnx", "inference.users=u.csv"),
             "inference.evaluate=true is not possible: it goes without inference.export and inference.users",
+        ),
+        (
+            ("inference.serve=true", "inference.export=m.onnx", "inference.candidates=i.csv"),
+            "inference.serve=true is not possible: it goes without inference.export and inference.candidates",
+        ),
+        (
+            ("inference.evaluate=true", "inference.serve=true"),
+            "inference.evaluate=true is not possible: it goes without inference.serve",
         ),
         (
             ("inference.export=m.onnx", "inference.exclude=i.csv"),
