@@ -49,10 +49,12 @@ def evaluate(config: Config) -> None:
         return
     origin = provenance.describe(cli.command("predict", keeps_all=True))
     settings, folder = config.inference, RunFolder.at(config.output_dir)
-    checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
+    checkpoint_paths = settings.checkpoints(folder.last)
+    named = ", ".join(map(str, checkpoint_paths))
     output_path = Path(settings.output_path or folder.evaluation).expanduser()
     titles = read_titles(config.data.items_file)
-    model, vocabulary = checkpoint.load(checkpoint_path)
+    (model, *others), vocabulary = checkpoint.load_together(checkpoint_paths, checkpoint.load)
+    model.join(others)
     path = config.data.path
     least, holdout = config.data.min_interactions, max(1, config.data.holdout)
     if config.data.split == "leave_one_out":
@@ -70,8 +72,8 @@ def evaluate(config: Config) -> None:
         rows, users = len(interactions.items), len(interactions.user_ids)
         required = f"by data.split={config.data.split} a target and an item before it"
     if not len(held_out.users):
-        raise UserError(f"{path} has nobody to evaluate: it takes {required} that {checkpoint_path} knows")
-    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+        raise UserError(f"{path} has nobody to evaluate: it takes {required} that {named} knows")
+    print(f"model       {named}, {len(vocabulary):,} items")
     print(f"data        {rows:,} interactions of {users:,} users")
     by = how.partition(": ")[2]
     print(f"evaluation  {len(held_out.users):,} users: {by}, all {len(vocabulary):,} items ranked")
@@ -100,10 +102,11 @@ def evaluate(config: Config) -> None:
     )
     user_ids = interactions.user_ids.take(pa.array(held_out.users))
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
-    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
+    chosen = f"{len(checkpoint_paths)} checkpoints" if others else checkpoint_paths[0].name
+    contest.outcomes[f"BERT4Rec ({chosen})"] = _outcomes(config, trainer, model, contest)
     content = {
         "data": {"path": str(path), "rows": rows, "users": users, "split": how},
-        "checkpoint": str(checkpoint_path),
+        "checkpoint": named,
     }
     content |= results.of(config, {"test": contest}, trainer, model, origin)
     report_path = output_path.with_suffix(".html")

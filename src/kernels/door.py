@@ -10,7 +10,7 @@ N targets or places, B rows, L length, D hidden_units, S seen pairs.
 import ctypes
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -96,6 +96,28 @@ def candidate_scores(
     with ranking.without_autocast(hidden.device):
         hidden, weight, bias = _to_rank(network, hidden)
     return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, _edited_output(network))
+
+
+def next_item_scores(
+    networks: Sequence[Network], inputs: Tensor, seen_rows: Tensor, seen_items: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Scores for the item after histories that end in [MASK], as `candidate_scores` gives them.
+
+    Of several networks, an ensemble, the mean of their logits: it orders items as the mean of their log-softmax does,
+    since a softmax takes the same from all logits of a row. Each takes as much of a history as it has positions for.
+
+    Args:
+        networks: of one catalogue.
+        inputs: [B, L] int64, padded on the left.
+    """
+    ends = [inputs[:, -network.max_len :] for network in networks]
+    first, *others = [encode(*each, last_places(each[1])) for each in zip(networks, ends, strict=True)]  # [B, D] each
+    for rows, scores in candidate_scores(networks[0], first, seen_rows, seen_items):
+        for network, hidden in zip(networks[1:], others, strict=True):
+            seen = (seen_rows >= rows.start) & (seen_rows < rows.stop)
+            [(_, more)] = candidate_scores(network, hidden[rows], seen_rows[seen] - rows.start, seen_items[seen])
+            scores += more
+        yield rows, scores / len(networks) if others else scores
 
 
 def _edited_output(network: Network) -> Callable[[Tensor], Tensor] | None:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from .. import metrics, ranking
@@ -86,6 +86,7 @@ class BERT4Rec(pl.LightningModule):
         self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         sizes = {field.name: self.hparams[field.name] for field in fields(Architecture)}
         self.network = Network(num_items, Architecture(**sizes))
+        self.others = nn.ModuleList()  # networks of an ensemble beside the own one, see `join`
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         if loss != "softmax":
             # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
@@ -207,9 +208,11 @@ class BERT4Rec(pl.LightningModule):
         if self._trainer is not None and self.trainer.is_global_zero:
             self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
-    def _last_states(self, inputs: Tensor) -> Tensor:
-        """Hidden state where each history ends in [MASK]: [B, L] -> [B, D]."""
-        return door.encode(self.network, inputs, last_places(inputs))
+    def join(self, others: Iterable["BERT4Rec"]) -> None:
+        """Make an ensemble with other models of the catalogue: scores are the means of all, as `predict_step` ranks."""
+        networks = [self.network, *(other.network for other in others)]
+        self.others = nn.ModuleList(networks[1:])
+        self.max_len = max(network.max_len for network in networks)
 
     def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Iterator[tuple[slice, Tensor]]:
         """Scores for the item after each history, -inf for what is no candidate, some rows R at a time.
@@ -217,11 +220,12 @@ class BERT4Rec(pl.LightningModule):
         Yields:
             which rows of the batch, and their scores [R, num_items + 2], which the next ones overwrite.
         """
-        return door.candidate_scores(self.network, self._last_states(batch.inputs), batch.seen_rows, batch.seen_items)
+        networks = [self.network, *self.others]
+        return door.next_item_scores(networks, batch.inputs, batch.seen_rows, batch.seen_items)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         if self.observer is None:
-            hidden = self._last_states(batch.inputs)
+            hidden = door.encode(self.network, batch.inputs, last_places(batch.inputs))
             self.ranks.update(door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items))
             return
         for rows, scores in self.candidate_scores(batch):

@@ -19,7 +19,7 @@ from ..data.sequences import Indices, Spans
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
 from ..kernels import door
-from ..models.network import Network, last_places
+from ..models.network import Network
 from ..runs import checkpoint
 
 Id = str | int
@@ -34,28 +34,32 @@ class Recommender:
     Args:
         network: from a checkpoint; it is put into evaluation mode.
         vocabulary: the item ids behind its tokens.
+        others: networks of the same items; the score of an item is then the mean of all, an ensemble.
 
     Attributes:
         items: every id that the model knows.
-        max_len: how many of the latest items of a history count, plus one.
+        max_len: how many of the latest items of a history count, plus one; in an ensemble, the most of any network.
     """
 
-    def __init__(self, network: Network, vocabulary: Vocabulary) -> None:
+    def __init__(self, network: Network, vocabulary: Vocabulary, others: Sequence[Network] = ()) -> None:
         self.network = network.eval()
-        self.max_len = network.max_len
+        self.networks = [self.network, *(other.eval() for other in others)]
+        self.max_len = max(each.max_len for each in self.networks)
         self.items: tuple[str, ...] = tuple(vocabulary.ids.to_pylist())
         self._tokens = {item: token for token, item in enumerate(self.items, start=1)}
         self._most_popular = vocabulary.most_popular()
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Read `last.ckpt` or `best.ckpt` of a training run.
+    def from_checkpoint(cls, path: str | Path | Sequence[str | Path], device: str | torch.device = "cpu") -> Self:
+        """Read `last.ckpt` or `best.ckpt` of a training run, or checkpoints of several runs as an ensemble.
 
         Raises:
-            UserError: if there is no such file, or it is no checkpoint of this package.
+            UserError: if there is no such file, it is no checkpoint of this package, or they know other items.
         """
-        network, vocabulary = checkpoint.load_network(Path(path).expanduser())
-        return cls(network.to(device), vocabulary)
+        paths = [Path(each).expanduser() for each in ([path] if isinstance(path, str | Path) else path)]
+        networks, vocabulary = checkpoint.load_together(paths, checkpoint.load_network)
+        first, *others = [network.to(device) for network in networks]
+        return cls(first, vocabulary, others)
 
     def recommend(
         self,
@@ -124,10 +128,9 @@ class Recommender:
     ) -> tuple[list[list[int]], list[list[float]]]:
         device = self.network.output.weight.device
         batch = PredictBatch(*(tensor.to(device) for tensor in batch))
-        hidden = door.encode(self.network, batch.inputs, last_places(batch.inputs))  # [B, D]
         items: list[list[int]] = []
         best: list[list[float]] = []
-        for _, scores in door.candidate_scores(self.network, hidden, batch.seen_rows, batch.seen_items):
+        for _, scores in door.next_item_scores(self.networks, batch.inputs, batch.seen_rows, batch.seen_items):
             if is_barred is not None:
                 scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
             some_items, some_scores = ranking.top_k(scores, topk)

@@ -1,6 +1,6 @@
 """Reading checkpoints; one of this package alone is enough to predict with the original ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,6 +63,28 @@ def read(path: Path) -> dict[str, Any]:
 def load_network(path: Path) -> tuple[Network, Vocabulary]:
     """As `load`, but the network alone, which needs no Lightning: seconds less for a program that only predicts."""
     return _assembled(read(path), path, _network_of, "network.")
+
+
+def load_together(
+    paths: Sequence[Path], load_one: Callable[[Path], tuple[Module, Vocabulary]]
+) -> tuple[list[Module], Vocabulary]:
+    """The models of an ensemble, or the only one, and the item ids behind their tokens.
+
+    Args:
+        load_one: `load` or `load_network`.
+
+    Raises:
+        UserError: as `load`, or if the models do not know the same items.
+    """
+    loaded = [load_one(path) for path in paths]
+    first = loaded[0][1]
+    for path, (_, vocabulary) in zip(paths, loaded, strict=True):
+        if not vocabulary.ids.equals(first.ids):
+            raise UserError(
+                f"{paths[0]} and {path} do not know the same items ({len(first):,} and {len(vocabulary):,}): give"
+                " checkpoints that were trained on one table with the same data.* settings"
+            )
+    return [model for model, _ in loaded], first
 
 
 def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":

@@ -100,6 +100,10 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
         beside = [f"inference.{name}" for name in others if getattr(inference, name) is not None]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
+    if isinstance(inference.checkpoint_path, list) and len(inference.checkpoint_path) > 1:
+        for job in ("export", *VECTORS):
+            if (file := getattr(inference, job)) is not None:
+                yield f"inference.{job}", file, "it takes one model; give inference.checkpoint_path one checkpoint"
     if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:
         yield "inference.user_vectors", inference.user_vectors, "inference.embeddings would write to the same file"
     if inference.with_scores and inference.format == "wide":

@@ -263,7 +263,11 @@ class EvaluationConfig:
 @dataclass
 class InferenceConfig:
     evaluate: bool = setting("evaluate each user's last item instead of predicting")
-    checkpoint_path: str | None = path("checkpoint to use (null: last.ckpt of output_dir)")
+    checkpoint_path: Any = path(
+        "checkpoint to use (null: last.ckpt of output_dir), or several: [a.ckpt,b.ckpt]",
+        "give the path of a checkpoint, or a list of them, such as [a.ckpt,b.ckpt]",
+        lambda value: value is None or isinstance(value, str) or values.are_paths(value),
+    )
     output_path: str | None = path("output file, CSV or .parquet (null: in output_dir)")
     users: str | None = path("file of users to predict for, in order (null: all)")
     history: str | None = path("table of histories to predict from (null: data_dir/data_file)")
@@ -287,6 +291,14 @@ class InferenceConfig:
     exclude_seen: bool = setting("exclude seen items")
     with_scores: bool = setting("add the columns rank and score")
     batch_size: int = whole("users per batch (CPU: up to four times); does not change predictions", least=1)
+
+    def __post_init__(self) -> None:
+        self.checkpoint_path = values.listed(self.checkpoint_path)  # the command line gives it as one text
+
+    def checkpoints(self, otherwise: Path) -> list[Path]:
+        """The checkpoints to use, `otherwise` if none is named; several are an ensemble."""
+        named = self.checkpoint_path or otherwise
+        return [Path(path).expanduser() for path in (named if isinstance(named, list) else [named])]
 
     @property
     def writes_vectors(self) -> bool:

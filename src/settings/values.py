@@ -33,6 +33,18 @@ def are_column_names(names: list[str]) -> bool:
     return len(names) in (2, 4) and len(set(names)) == len(names) and are_plain
 
 
+def listed(value: Any) -> Any:
+    """What a text such as [a.ckpt,b.ckpt] lists; any other value as it is."""
+    if not isinstance(value, str) or not (value.startswith("[") and value.endswith("]")):
+        return value
+    return [part.strip().strip("'\"") for part in value[1:-1].split(",")]
+
+
+def are_paths(value: Any) -> bool:
+    """Whether it is a list of at least one path."""
+    return isinstance(value, list) and value != [] and all(isinstance(path, str) and path for path in value)
+
+
 def is_own_part(value: Any) -> bool:
     """Whether it is an entry that `hydra.utils.instantiate` takes."""
     return isinstance(value, dict) and isinstance(value.get("_target_"), str)
