@@ -96,6 +96,32 @@ def test_a_run_has_two_lines_and_the_rest_in_a_file(grid: tuple[Path, Outcome]) 
     assert len([line for line in lines if line]) == 8
 
 
+@pytest.mark.parametrize("rates", [(), ("0.001", "0.02")])
+def test_several_seeds_close_with_mean_and_deviation(rates: tuple[str, ...], table: Table, tmp_path: Path) -> None:
+    words = ("seed=3,4", *([f"training.lr={','.join(rates)}"] if rates else []), "training.max_steps=1")
+    outcome = sweep_here(table, tmp_path, *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    runs = [figures(tmp_path / "sweep" / str(number)) for number in range(2 * (len(rates) or 1))]
+    settings = rates or ("",)
+    of_setting: dict[str, list[dict[str, float]]] = {rate: [] for rate in settings}
+    for run in runs:
+        rate = str(run["settings"]["training"]["lr"]) if rates else ""
+        of_setting[rate].append(next(v for k, v in run["figures"]["test"].items() if k.startswith("BERT4Rec")))
+    expected = []
+    for rate, (one, other) in of_setting.items():
+        means = [f"{(one[k] + other[k]) / 2:.4f} ± {abs(one[k] - other[k]) / 2**0.5:.4f}" for k in one]
+        expected.append([*([rate] if rates else []), "2", *" ".join(means).split()])
+    lines = outcome.out.splitlines()
+    start = lines.index("test, mean ± standard deviation over seeds")
+    assert lines[start + 1].split() == [*(["lr"] if rates else []), "seeds", "HIT@10", "NDCG@10", "MRR"]
+    assert [line.split() for line in lines[start + 2 : start + 2 + len(settings)]] == expected
+    with (tmp_path / "sweep" / "seeds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["hit@10_mean"]) for row in rows] == pytest.approx(
+        [(one["test_hit@10"] + other["test_hit@10"]) / 2 for one, other in of_setting.values()]
+    )
+
+
 def test_an_earlier_sweep_makes_room(table: Table, tmp_path: Path) -> None:
     sweep_here(table, tmp_path, "training.lr=0.001,0.02")
     second = sweep_here(table, tmp_path, "training.lr=0.003")
