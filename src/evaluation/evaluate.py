@@ -16,7 +16,7 @@ from ..data.batching import EvaluationSet, OrderedBatches
 from ..data.from_settings import read_split, read_table
 from ..data.interactions import Interactions
 from ..data.sequences import Indices, Sequences, Spans, evaluation_spans, flatten, n_core, training_spans
-from ..data.splits import Split
+from ..data.splits import Split, owners_of
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
@@ -29,10 +29,10 @@ from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
-    """The item to predict of every user of a table, in the tokens of a vocabulary that exists already."""
+    """What to predict of the users of a table, in the tokens of a vocabulary that exists already."""
 
     tokens: Indices  # [R] int64, all interactions with known items, grouped by user and in order of time
-    users: Indices  # [E] int64, rows of the table's users that can be evaluated
+    users: Indices  # [E] int64, rows of the table's users that can be evaluated, each as often as it has targets
     histories: Spans  # what comes before the target, E spans
     targets: Indices  # [E] int64
     training: Spans  # what training on this table would have seen
@@ -76,7 +76,7 @@ def evaluate(config: Config) -> None:
     print(f"model       {named}, {len(vocabulary):,} items")
     print(f"data        {rows:,} interactions of {users:,} users")
     by = how.partition(": ")[2]
-    print(f"evaluation  {len(held_out.users):,} users: {by}, all {len(vocabulary):,} items ranked")
+    print(f"evaluation  {len(np.unique(held_out.users)):,} users: {by}, all {len(vocabulary):,} items ranked")
     for note in notes:
         print(note)
     cli.quiet()
@@ -99,6 +99,7 @@ def evaluate(config: Config) -> None:
         model.max_len,
         config.evaluation.filter_seen,
         held_out.targets,
+        owners_of(held_out.users),
     )
     user_ids = interactions.user_ids.take(pa.array(held_out.users))
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)

@@ -98,20 +98,37 @@ def candidate_scores(
     return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, _edited_output(network))
 
 
+def last_states(network: Network, inputs: Tensor, owners: Tensor | None = None) -> Tensor:
+    """Hidden states where histories end in [MASK], of as much of them as there are positions for.
+
+    Args:
+        inputs: [B, L] int64, padded on the left; with owners, as in `src.batch.EvalBatch`.
+
+    Returns:
+        [B, D].
+    """
+    inputs = inputs[:, -network.max_len :]
+    hidden = encode(network, inputs, last_places(inputs))
+    return hidden if owners is None else hidden[torch.unique_consecutive(owners, return_inverse=True)[1]]
+
+
 def next_item_scores(
-    networks: Sequence[Network], inputs: Tensor, seen_rows: Tensor, seen_items: Tensor
+    networks: Sequence[Network],
+    inputs: Tensor,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    owners: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Scores for the item after histories that end in [MASK], as `candidate_scores` gives them.
 
     Of several networks, an ensemble, the mean of their logits: it orders items as the mean of their log-softmax does,
-    since a softmax takes the same from all logits of a row. Each takes as much of a history as it has positions for.
+    since a softmax takes the same from all logits of a row.
 
     Args:
         networks: of one catalogue.
-        inputs: [B, L] int64, padded on the left.
+        inputs, owners: as in `last_states`.
     """
-    ends = [inputs[:, -network.max_len :] for network in networks]
-    first, *others = [encode(*each, last_places(each[1])) for each in zip(networks, ends, strict=True)]  # [B, D] each
+    first, *others = [last_states(network, inputs, owners) for network in networks]  # [B, D] each
     for rows, scores in candidate_scores(networks[0], first, seen_rows, seen_items):
         for network, hidden in zip(networks[1:], others, strict=True):
             seen = (seen_rows >= rows.start) & (seen_rows < rows.stop)

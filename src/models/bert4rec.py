@@ -17,7 +17,7 @@ from . import losses
 from .gathered_ranks import Ranks
 from .gradient_exchange import mean_over_processes
 from .histories import batch_of
-from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
+from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
 from .optimizer import RowwiseAdam, can_fuse, clip_norm, leave_scaling_to_scaler, lr_factor
 
 
@@ -220,18 +220,20 @@ class BERT4Rec(pl.LightningModule):
         Yields:
             which rows of the batch, and their scores [R, num_items + 2], which the next ones overwrite.
         """
-        networks = [self.network, *self.others]
-        return door.next_item_scores(networks, batch.inputs, batch.seen_rows, batch.seen_items)
+        networks, owners = [self.network, *self.others], getattr(batch, "owners", None)
+        return door.next_item_scores(networks, batch.inputs, batch.seen_rows, batch.seen_items, owners)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        owners = batch.users if batch.owners is None else batch.owners
         if self.observer is None:
-            hidden = door.encode(self.network, batch.inputs, last_places(batch.inputs))
-            self.ranks.update(door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items))
+            hidden = door.last_states(self.network, batch.inputs, batch.owners)
+            ranks = door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items)
+            self.ranks.update(ranks, owners)
             return
         for rows, scores in self.candidate_scores(batch):
             ranks = ranking.target_ranks(scores, batch.targets[rows])
             self.observer.update(batch.users[rows], ranks, scores, batch.targets[rows])
-            self.ranks.update(ranks)
+            self.ranks.update(ranks, owners[rows])
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")
@@ -243,8 +245,10 @@ class BERT4Rec(pl.LightningModule):
         self._log_metrics("test_")
 
     def _log_metrics(self, prefix: str) -> None:
-        self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
-        figures = metrics.means(self.ranks.compute(), self.topk, prefix)
+        none = torch.zeros(0, dtype=torch.long, device=self.device)  # a process may have had none
+        self.ranks.update(none, none)
+        ranks, owners = self.ranks.compute()
+        figures = metrics.means(ranks, self.topk, prefix, owners)
         self.ranks.reset()
         if self.observer is not None:
             self.observer.compute()  # while the processes are together; it keeps the result

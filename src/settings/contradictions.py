@@ -11,6 +11,9 @@ def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
     """A key, its value, and why it cannot be beside the others."""
     yield from _contradictions_in_data(config.data)
     yield from _contradictions_in_split(config.data)
+    if config.data.split_targets != "first" and set(config.evaluation.protocols) != {"full"}:
+        why = "several targets of a user are ranked among all items alone; use evaluation.protocols=[full]"
+        yield "data.split_targets", config.data.split_targets, why
     model, training = config.model, config.training
     if model.hidden_units % model.num_heads:
         yield "model.hidden_units", model.hidden_units, f"it must be divisible by model.num_heads={model.num_heads}"
@@ -71,6 +74,10 @@ def _contradictions_in_split(data: DataConfig) -> Iterator[tuple[str, object, st
         yield "data.split", data.split, "data.columns.time=false leaves no times to cut at"
     if data.split_at is not None and data.split != "time":
         yield "data.split_at", data.split_at, "it is the cut of data.split=time; add that"
+    if data.split_targets != "first" and data.split == "leave_one_out":
+        yield "data.split_targets", data.split_targets, "it goes with data.split=time or files; add one of them"
+    if data.split_targets not in ("first", "all") and data.split == "files":
+        yield "data.split_targets", data.split_targets, "days are counted from the cut of data.split=time; use all"
     files = {"validation_file": data.validation_file, "test_file": data.test_file}
     if data.split != "files":
         for name, file in files.items():

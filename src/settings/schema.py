@@ -119,6 +119,11 @@ class DataConfig:
         "give a date such as 2024-01-31, a Unix time, or a share such as 0.9",
         lambda value: value is None or values.is_cut(value),
     )
+    split_targets: Any = setting(
+        "targets of a user by split=time or files (first | all | those within so many days of the cut)",
+        "give first, all, or a number of days above 0",
+        lambda value: value in ("first", "all") or (type(value) in (int, float) and 0.0 < value < math.inf),
+    )
     validation_file: str | None = path("table of split=files with the items that validate, in data_dir")
     test_file: str | None = path("table of split=files with the items that test, in data_dir")
     window_stride: int | None = whole(
@@ -134,6 +139,8 @@ class DataConfig:
                 setattr(self, name, DELIMITERS.get(typed.lower(), typed.replace("\\t", "\t")))
         if isinstance(self.split_at, str) and values.is_number(self.split_at):
             self.split_at = float(self.split_at)
+        if isinstance(self.split_targets, str) and values.is_number(self.split_targets):
+            self.split_targets = float(self.split_targets)
 
     @property
     def path(self) -> Path:
@@ -146,7 +153,7 @@ class DataConfig:
         folder = Path(self.data_dir).expanduser()
         files = {"validation": self.validation_file, "test": self.test_file}
         paths = {name: None if file is None else folder / Path(file).expanduser() for name, file in files.items()}
-        return {"kind": self.split, "at": self.split_at, **paths}
+        return {"kind": self.split, "at": self.split_at, "targets": self.split_targets, **paths}
 
     @property
     def table_options(self) -> dict[str, Any]:

@@ -68,8 +68,9 @@ def fit_and_evaluate(config: Config) -> float | None:
     if config.auto:
         config = build.size_by_data(config, data)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
+        targets = data.summary.get("evaluated_targets", data.summary["evaluated_users"])
         say(
-            f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
+            f"warning: {data.summary['repeated_targets']:,} of {targets:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
     if (

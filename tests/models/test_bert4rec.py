@@ -338,7 +338,7 @@ def test_the_output_layer_ranks_in_float32_whatever_the_precision(
     batch = ranking_batch(model)
     batches: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     ranks: list[Tensor] = []
-    monkeypatch.setattr(model.ranks, "update", ranks.append)
+    monkeypatch.setattr(model.ranks, "update", lambda some, owners: ranks.append(some))
     monkeypatch.setattr(model, "on_test_epoch_end", lambda: None)
     trainer = quiet_trainer(precision=precision)
     trainer.test(model, batches, verbose=False)
