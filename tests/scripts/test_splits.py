@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from src import Recommender
 from src.prediction.predict import predict
 from src.training.train import train
-from tests.scripts.conftest import TINY, Outcome, Run, Table, call, make_rows, train_here, write_table
+from tests.scripts.conftest import TINY, Outcome, Run, Table, call, compose, make_rows, train_here, write_table
 
 ONE_EPOCH = "training.num_epochs=1"
 TIME = ("data.split=time", "data.split_at=1021")  # make_rows begins at 1000 and has an item every 7
@@ -105,6 +106,8 @@ def test_several_targets_are_ranked_in_one_list(table: Table, tmp_path: Path) ->
             assert f"users with {number} targets: every item from 1021 on tests" in run.out
         else:
             assert f"val_ndcg@10 {means['val_ndcg@10']:.4g}" in run.out
+    [then] = [line for line in run.out.splitlines() if line.startswith("  on all data")]
+    assert compose(*shlex.split(then)[5:]).data.split == "leave_one_out"
     evaluate_here(table, run, tmp_path / "e.json", f"inference.checkpoint_path={run.best}", *settings)
     here = json.loads((tmp_path / "e.json").read_text())
     for name, figures in there["figures"]["test"].items():
