@@ -200,15 +200,12 @@ class BERT4RecDataModule(pl.LightningDataModule):
         Raises:
             UserError: if the items or the interactions are not those of the checkpoint.
         """
-        there = Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist()
-        here = self.vocabulary.ids.to_pylist()
+        there = Vocabulary.from_state_dict(state_dict["vocabulary"])
         way_out = "resume on the file it was trained on, or start anew with training.resume=false"
-        if there != here:
-            missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
-            which = f"{missing[0]!r} is in one of them alone" if missing else "they come in another order"
+        if which := self.vocabulary.difference(there):
             raise UserError(
                 f"the checkpoint was trained on other items than {self.path} has: {len(there):,} there and"
-                f" {len(here):,} here, {which}; {way_out}"
+                f" {self.num_items:,} here, {which}; {way_out}"
             )
         table, own = state_dict.get("table"), self._fingerprint  # the first format had none
         if table is not None and table != own:

@@ -79,10 +79,10 @@ def load_together(
     loaded = [load_one(path) for path in paths]
     first = loaded[0][1]
     for path, (_, vocabulary) in zip(paths, loaded, strict=True):
-        if not vocabulary.ids.equals(first.ids):
+        if which := first.difference(vocabulary):
             raise UserError(
-                f"{paths[0]} and {path} do not know the same items ({len(first):,} and {len(vocabulary):,}): give"
-                " checkpoints that were trained on one table with the same data.* settings"
+                f"{paths[0]} and {path} do not have the same items, {len(first):,} and {len(vocabulary):,}, {which}:"
+                " give checkpoints that were trained on one table with the same data.* settings"
             )
     return [model for model, _ in loaded], first
 

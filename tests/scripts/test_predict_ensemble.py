@@ -88,7 +88,12 @@ def test_models_of_other_items_are_one_line(table: Table, trained: Run, tmp_path
         "training.num_epochs=1",
     )
     outcome = refused(table, tmp_path, together(trained.best, smaller.best))
-    assert_one_line(outcome, str(trained.best), str(smaller.best), "do not know the same items (17 and 16)")
+    assert_one_line(
+        outcome,
+        str(trained.best),
+        str(smaller.best),
+        "do not have the same items, 17 and 16, 'item 1' is in one of them alone",
+    )
     assert not (tmp_path / "predictions.csv").exists()
 
 
