@@ -32,7 +32,7 @@ class Vocabulary:
         return self.ids.take(pa.array(tokens - 1))
 
     def difference(self, other: "Vocabulary") -> str | None:
-        """How another vocabulary is not this one, such as "'x' is in one of them alone"; None if the ids are the same."""
+        """How another vocabulary is not this one, such as "'x' is in one of them alone"; None if both are the same."""
         here, there = self.ids.to_pylist(), other.ids.to_pylist()
         if here == there:
             return None
