@@ -53,8 +53,7 @@ def evaluate(config: Config) -> None:
     named = ", ".join(map(str, checkpoint_paths))
     output_path = Path(settings.output_path or folder.evaluation).expanduser()
     titles = read_titles(config.data.items_file)
-    (model, *others), vocabulary = checkpoint.load_together(checkpoint_paths, checkpoint.load)
-    model.join(others)
+    model, vocabulary = checkpoint.load_ensemble(checkpoint_paths)
     path = config.data.path
     least, holdout = config.data.min_interactions, max(1, config.data.holdout)
     if config.data.split == "leave_one_out":
@@ -103,7 +102,7 @@ def evaluate(config: Config) -> None:
     )
     user_ids = interactions.user_ids.take(pa.array(held_out.users))
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
-    chosen = f"{len(checkpoint_paths)} checkpoints" if others else checkpoint_paths[0].name
+    chosen = f"{len(checkpoint_paths)} checkpoints" if len(checkpoint_paths) > 1 else checkpoint_paths[0].name
     contest.outcomes[f"BERT4Rec ({chosen})"] = _outcomes(config, trainer, model, contest)
     content = {
         "data": {"path": str(path), "rows": rows, "users": users, "split": how},

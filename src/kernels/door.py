@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .. import ranking
-from ..batch import PAD
+from ..batch import PAD, EvalBatch, PredictBatch
 from ..models import losses
 from ..models.network import Architecture, Network, last_places
 from . import compiler, cross_entropy, encoder, ranks
@@ -112,29 +112,24 @@ def last_states(network: Network, inputs: Tensor, owners: Tensor | None = None) 
     return hidden if owners is None else hidden[torch.unique_consecutive(owners, return_inverse=True)[1]]
 
 
-def next_item_scores(
-    networks: Sequence[Network],
-    inputs: Tensor,
-    seen_rows: Tensor,
-    seen_items: Tensor,
-    owners: Tensor | None = None,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Scores for the item after histories that end in [MASK], as `candidate_scores` gives them.
+def next_item_scores(networks: Sequence[Network], batch: PredictBatch | EvalBatch) -> Iterator[tuple[slice, Tensor]]:
+    """Scores for the item after each history, as `candidate_scores` gives them.
 
     Of several networks, an ensemble, the mean of their logits: it orders items as the mean of their log-softmax does,
     since a softmax takes the same from all logits of a row.
 
     Args:
         networks: of one catalogue.
-        inputs, owners: as in `last_states`.
     """
-    first, *others = [last_states(network, inputs, owners) for network in networks]  # [B, D] each
-    for rows, scores in candidate_scores(networks[0], first, seen_rows, seen_items):
+    owners = batch.owners if isinstance(batch, EvalBatch) else None
+    first, *others = [last_states(network, batch.inputs, owners) for network in networks]  # [B, D] each
+    for rows, scores in candidate_scores(networks[0], first, batch.seen_rows, batch.seen_items):
         for network, hidden in zip(networks[1:], others, strict=True):
-            seen = (seen_rows >= rows.start) & (seen_rows < rows.stop)
-            [(_, more)] = candidate_scores(network, hidden[rows], seen_rows[seen] - rows.start, seen_items[seen])
+            seen = (batch.seen_rows >= rows.start) & (batch.seen_rows < rows.stop)
+            seen_rows, seen_items = batch.seen_rows[seen] - rows.start, batch.seen_items[seen]
+            [(_, more)] = candidate_scores(network, hidden[rows], seen_rows, seen_items)
             scores += more
-        yield rows, scores / len(networks) if others else scores
+        yield rows, scores.div_(len(networks)) if others else scores
 
 
 def _edited_output(network: Network) -> Callable[[Tensor], Tensor] | None:

@@ -86,7 +86,7 @@ class BERT4Rec(pl.LightningModule):
         self.predict_barred: Tensor | None = None  # [num_items + 2] bool, tokens that `predict_step` gives to nobody
         sizes = {field.name: self.hparams[field.name] for field in fields(Architecture)}
         self.network = Network(num_items, Architecture(**sizes))
-        self.others = nn.ModuleList()  # networks of an ensemble beside the own one, see `join`
+        self.others = nn.ModuleList()  # networks of an ensemble beside the own one, for ranking alone
         self.network.item_embedding.sparse = loss != "softmax" and share_embeddings
         if loss != "softmax":
             # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
@@ -208,20 +208,13 @@ class BERT4Rec(pl.LightningModule):
         if self._trainer is not None and self.trainer.is_global_zero:
             self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
-    def join(self, others: Iterable["BERT4Rec"]) -> None:
-        """Make an ensemble with other models of the catalogue: scores are the means of all, as `predict_step` ranks."""
-        networks = [self.network, *(other.network for other in others)]
-        self.others = nn.ModuleList(networks[1:])
-        self.max_len = max(network.max_len for network in networks)
-
     def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Iterator[tuple[slice, Tensor]]:
         """Scores for the item after each history, -inf for what is no candidate, some rows R at a time.
 
         Yields:
             which rows of the batch, and their scores [R, num_items + 2], which the next ones overwrite.
         """
-        networks, owners = [self.network, *self.others], getattr(batch, "owners", None)
-        return door.next_item_scores(networks, batch.inputs, batch.seen_rows, batch.seen_items, owners)
+        return door.next_item_scores([self.network, *self.others], batch)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         owners = batch.users if batch.owners is None else batch.owners
@@ -245,8 +238,7 @@ class BERT4Rec(pl.LightningModule):
         self._log_metrics("test_")
 
     def _log_metrics(self, prefix: str) -> None:
-        none = torch.zeros(0, dtype=torch.long, device=self.device)  # a process may have had none
-        self.ranks.update(none, none)
+        self.ranks.update(*torch.zeros(2, 0, dtype=torch.long, device=self.device))  # a process may have had none
         ranks, owners = self.ranks.compute()
         figures = metrics.means(ranks, self.topk, prefix, owners)
         self.ranks.reset()

@@ -39,8 +39,7 @@ def predict(config: Config) -> None:
     from .writer import write_predictions
 
     output_path = Path(settings.output_path or folder.predictions).expanduser()
-    (model, *others), vocabulary = checkpoint.load_together(paths, checkpoint.load)
-    model.join(others)
+    model, vocabulary = checkpoint.load_ensemble(paths)
     interactions = read_histories(config)
     say(f"model       {', '.join(map(str, paths))}, {len(vocabulary):,} items")
     say(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")

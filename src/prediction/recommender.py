@@ -57,7 +57,7 @@ class Recommender:
             UserError: if there is no such file, it is no checkpoint of this package, or they know other items.
         """
         paths = [Path(each).expanduser() for each in ([path] if isinstance(path, str | Path) else path)]
-        networks, vocabulary = checkpoint.load_together(paths, checkpoint.load_network)
+        networks, vocabulary = checkpoint.load_networks(paths)
         first, *others = [network.to(device) for network in networks]
         return cls(first, vocabulary, others)
 
@@ -130,7 +130,7 @@ class Recommender:
         batch = PredictBatch(*(tensor.to(device) for tensor in batch))
         items: list[list[int]] = []
         best: list[list[float]] = []
-        for _, scores in door.next_item_scores(self.networks, batch.inputs, batch.seen_rows, batch.seen_items):
+        for _, scores in door.next_item_scores(self.networks, batch):
             if is_barred is not None:
                 scores.masked_fill_(torch.from_numpy(is_barred).to(device), ranking.EXCLUDED)
             some_items, some_scores = ranking.top_k(scores, topk)

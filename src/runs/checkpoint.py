@@ -65,17 +65,30 @@ def load_network(path: Path) -> tuple[Network, Vocabulary]:
     return _assembled(read(path), path, _network_of, "network.")
 
 
-def load_together(
-    paths: Sequence[Path], load_one: Callable[[Path], tuple[Module, Vocabulary]]
-) -> tuple[list[Module], Vocabulary]:
-    """The models of an ensemble, or the only one, and the item ids behind their tokens.
-
-    Args:
-        load_one: `load` or `load_network`.
+def load_ensemble(paths: Sequence[Path]) -> "tuple[BERT4Rec, Vocabulary]":
+    """As `load`; of several checkpoints the first model, which predicts and is evaluated by the mean of all scores.
 
     Raises:
-        UserError: as `load`, or if the models do not know the same items.
+        UserError: as `load`, or if the models do not have the same items.
     """
+    (model, *others), vocabulary = _load_together(paths, load)
+    model.others = nn.ModuleList(other.network for other in others)
+    model.max_len = max(each.max_len for each in (model, *others))
+    return model, vocabulary
+
+
+def load_networks(paths: Sequence[Path]) -> tuple[list[Network], Vocabulary]:
+    """As `load_network`, of each checkpoint.
+
+    Raises:
+        UserError: as `load_ensemble`.
+    """
+    return _load_together(paths, load_network)
+
+
+def _load_together(
+    paths: Sequence[Path], load_one: Callable[[Path], tuple[Module, Vocabulary]]
+) -> tuple[list[Module], Vocabulary]:
     loaded = [load_one(path) for path in paths]
     first = loaded[0][1]
     for path, (_, vocabulary) in zip(paths, loaded, strict=True):
