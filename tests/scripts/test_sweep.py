@@ -114,7 +114,7 @@ def test_several_seeds_close_with_mean_and_deviation(table: Table, tmp_path: Pat
 
 
 def test_seeds_of_each_setting_are_summed_up_by_themselves(tmp_path: Path) -> None:
-    """By hand: .1, .2 and .6 have mean .3 and deviation .2646. Runs that were stopped, and single ones, do not count."""
+    """By hand: .1, .2 and .6 have mean .3 and deviation .2646. Stopped runs and single ones do not count."""
     runs = [("1", 1, 0.1), ("1", 2, 0.2), ("2", 1, 0.5), ("1", 3, 0.6), ("2", 2, 0.9), ("3", 1, 0.7), ("2", 3, 0.1)]
     records = []
     for number, (layers, seed, hit) in enumerate(runs):
