@@ -58,10 +58,11 @@ class PredictBatch(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """A `PredictBatch` whose next items are known."""
+    """A `PredictBatch` whose next items are known; where users have several, with a row for each of them."""
 
-    users: Tensor  # [B] int64
-    inputs: Tensor  # [B, L] int64
+    users: Tensor  # [B] int64, row of the data set
+    inputs: Tensor  # [B, L] int64; with `owners`, [H, L] once for each run of the same owner
     seen_rows: Tensor  # [S] int64
     seen_items: Tensor  # [S] int64
     targets: Tensor  # [B] int64, the held-out item, 1..num_items
+    owners: Tensor | None = None  # [B] int64, whose each target is; None: each row is a user of its own

@@ -294,6 +294,38 @@ def test_metrics_are_means_over_users_in_order_of_k() -> None:
     assert list(figures.values()) == pytest.approx(expected, abs=1e-15)
 
 
+def test_several_targets_of_a_user_have_their_places_in_one_list() -> None:
+    """User 7 has targets at places 1, 3 and 13, user 5 at place 4, user 6 at 12 and 21; worked out by hand."""
+    ranks, owners = torch.tensor([12, 3, 0, 11, 20, 2]), torch.tensor([7, 5, 7, 6, 6, 7])
+    figures = metrics.means(ranks, [3, 1, 10], "", owners)
+    assert list(figures)[:4] == ["hit@3", "ndcg@3", "recall@3", "hit@1"]
+    ideal = 1 + 1 / math.log2(3) + 1 / 2  # of three targets at places 1, 2 and 3
+    assert figures == pytest.approx(
+        {
+            "hit@3": 1 / 3,
+            "ndcg@3": (1 + 1 / 2) / ideal / 3,
+            "recall@3": (2 / 3) / 3,
+            "hit@1": 1 / 3,
+            "ndcg@1": 1 / 3,
+            "recall@1": (1 / 3) / 3,
+            "hit@10": 2 / 3,
+            "ndcg@10": ((1 + 1 / 2) / ideal + 1 / math.log2(5)) / 3,
+            "recall@10": (2 / 3 + 1) / 3,
+            "mrr": (1 + 1 / 4 + 1 / 12) / 3,
+        },
+        abs=1e-15,
+    )
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 60))
+def test_one_target_each_is_the_plain_case(ranks: list[int], k: int) -> None:
+    plain = metrics.by_user(torch.tensor(ranks), [k])
+    several = metrics.by_user(torch.tensor(ranks), [k], torch.arange(len(ranks)))
+    assert several.keys() - plain.keys() == {f"recall@{k}"}
+    for name, values in (*plain.items(), (f"recall@{k}", plain[f"hit@{k}"])):
+        torch.testing.assert_close(several[name], values, atol=1e-15, rtol=0)
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 60))
 @settings(max_examples=50, deadline=None)
 def test_metrics_equal_plain_numpy(ranks: list[int], k: int) -> None:

@@ -42,9 +42,9 @@ def require_for_prediction(config: Config) -> None:
         UserError: as above.
     """
     settings = config.inference
-    checkpoint = Path(settings.checkpoint_path or RunFolder.at(config.output_dir).last).expanduser()
     way_out = f"train first with {cli.command('train')}, or name one with inference.checkpoint_path=FILE"
-    _require_file(checkpoint, way_out, what="checkpoint")
+    for checkpoint in settings.checkpoints(RunFolder.at(config.output_dir).last):
+        _require_file(checkpoint, way_out, what="checkpoint")
     if settings.history is not None:
         _require_source(Path(settings.history).expanduser(), "name a table of histories with it", "inference.history")
     elif settings.needs_histories:

@@ -223,9 +223,22 @@ class HistorySet(Dataset[PredictBatch]):
 
 @dataclass(frozen=True)
 class EvaluationSet(HistorySet):
-    """Histories whose next item is known: `targets` [E] int64."""
+    """Histories whose next item is known: `targets` [E] int64.
+
+    A user with several targets has a row for each; `owners` [E] int64 then says whose each is.
+    """
 
     targets: Indices
+    owners: Indices | None = None
 
     def __getitem__(self, rows: Indices) -> EvalBatch:  # type: ignore[override]
-        return EvalBatch(*self._tensors(rows), torch.from_numpy(self.targets[rows]))
+        batch = EvalBatch(*self._tensors(rows), torch.from_numpy(self.targets[rows]))
+        if self.owners is None:
+            return batch
+        owners = self.owners[rows]
+        is_next = np.diff(owners, prepend=-1) != 0
+        return batch._replace(inputs=batch.inputs[torch.from_numpy(is_next)], owners=torch.from_numpy(owners))
+
+    def first_rows(self) -> Indices:
+        """A row of each user: [users] int64."""
+        return np.arange(len(self.targets)) if self.owners is None else np.unique(self.owners, return_index=True)[1]

@@ -157,7 +157,9 @@ class BERT4RecDataModule(pl.LightningDataModule):
         if self.holdout:
             targets = self.evaluation_set(from_end=1)
             rows, seen = flatten(targets.tokens, targets.histories)
-            self.summary["evaluated_users"] = len(targets.targets)
+            self.summary["evaluated_users"] = len(targets.first_rows())
+            if targets.owners is not None:
+                self.summary["evaluated_targets"] = len(targets.targets)
             self.summary["repeated_targets"] = len(np.unique(rows[seen == targets.targets[rows]]))
             if any(len(stage.users) == 0 for stage in self.stages.values()):
                 raise UserError(
@@ -207,12 +209,14 @@ class BERT4RecDataModule(pl.LightningDataModule):
 
     def evaluation_set(self, from_end: int) -> EvaluationSet:
         """Held-out items and the histories before them; `from_end` 1 is what comes last, 2 the validation before it."""
-        _, histories, targets = self._held_out(from_end)
-        tokens, num_items = self.sequences.tokens, self.num_items
-        return EvaluationSet(tokens, histories, num_items, self.max_len, self.filter_seen, targets)
+        held_out = self._held_out(from_end)
+        options = self.num_items, self.max_len, self.filter_seen
+        return EvaluationSet(
+            self.sequences.tokens, held_out.histories, *options, held_out.targets, splits.owners_of(held_out.users)
+        )
 
     def evaluated_user_ids(self, from_end: int) -> pa.StringArray:
-        """Ids of the users of an evaluation set, in its order."""
+        """Ids of the users of an evaluation set, for each of its rows."""
         return self.user_ids.take(pa.array(self._held_out(from_end).users))
 
     def _held_out(self, from_end: int) -> Targets:
@@ -236,18 +240,15 @@ class BERT4RecDataModule(pl.LightningDataModule):
         Raises:
             UserError: if the items or the interactions are not those of the checkpoint.
         """
-        there = Vocabulary.from_state_dict(state_dict["vocabulary"]).ids.to_pylist()
-        here = self.vocabulary.ids.to_pylist()
+        there = Vocabulary.from_state_dict(state_dict["vocabulary"])
         way_out = (
             "resume on the file it was trained on, or start anew with training.resume=false, and from its weights with"
             " training.init_from=FILE"
         )
-        if there != here:
-            missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
-            which = f"{missing[0]!r} is in one of them alone" if missing else "they come in another order"
+        if which := self.vocabulary.difference(there):
             raise UserError(
                 f"the checkpoint was trained on other items than {self.path} has: {len(there):,} there and"
-                f" {len(here):,} here, {which}; {way_out}"
+                f" {self.num_items:,} here, {which}; {way_out}"
             )
         table, own = state_dict.get("table"), self._fingerprint  # the first format had none
         if table is not None and table != own:

@@ -18,7 +18,7 @@ from . import id_forms
 from .interactions import Interactions
 from .loading import TrainingData, load_interactions
 from .readers.times import unit_of
-from .sequences import Indices, Sequences, Spans, build, flatten
+from .sequences import Indices, Sequences, Spans, Tokens, build, flatten, stretches
 from .table import Frame, TableOptions, Times
 from .vocabulary import Vocabulary
 
@@ -40,6 +40,7 @@ class SplitOptions:
     at: float | str | None = None  # the cut of "time": an ISO date, a Unix time or a share of the interactions
     validation: Path | None = None  # tables of "files"
     test: Path | None = None
+    targets: float | str = "first"  # of a user: the "first" item, "all", or those within so many days of the cut
 
     @property
     def is_leave_one_out(self) -> bool:
@@ -47,16 +48,21 @@ class SplitOptions:
 
 
 class Targets(NamedTuple):
-    """Users who can be evaluated."""
+    """Users who can be evaluated, and each as often as the user has targets."""
 
     users: Indices  # [E] int64, rows of the table's users
     histories: Spans  # what comes before the target, E spans
     targets: Indices  # [E] int64 tokens
 
 
+def owners_of(users: Indices) -> Indices | None:
+    """Whose each target is, [E] int64, or None if nobody has several."""
+    return users if len(np.unique(users)) < len(users) else None
+
+
 @dataclass(frozen=True)
 class Stage:
-    """Whose item is to be predicted, whatever a model knows."""
+    """Whose item is to be predicted, whatever a model knows; a user of several items is there as often."""
 
     users: Indices  # [T] int64, rows of the table's users; -1 where the table does not have the user
     stops: Indices  # [T] int64, where their histories end among the rows of the table
@@ -121,18 +127,19 @@ class Split:
             stages[from_end] = Targets(stage.users[is_kept], histories[is_kept], targets[is_kept])
             left_out = {"unknown_users": int(is_stranger.sum()), "unknown_targets": int(is_unknown.sum())}
             notes[from_end] = []
-            what = STAGES[len(self.stages)][from_end - 1]
+            what, users = STAGES[len(self.stages)][from_end - 1], len(stage.user_ids.unique())
             if is_stranger.any():
-                strangers = stage.user_ids.filter(pa.array(is_stranger))
+                strangers = stage.user_ids.filter(pa.array(is_stranger)).unique()
+                left_out["unknown_users"] = len(strangers)
                 notes[from_end].append(
-                    f"left out    {len(strangers):,} of {len(targets):,} users whose item {what}: no item of theirs"
+                    f"left out    {len(strangers):,} of {users:,} users whose item {what}: no item of theirs"
                     f" before it is in training: {_some(strangers)}"
                 )
             if is_unknown.any():
                 unknown = stage.item_ids.filter(pa.array(is_unknown))
+                of = f"users whose item {what}: it is" if users == len(targets) else f"items that {what[:-1]}: they are"
                 notes[from_end].append(
-                    f"left out    {len(unknown):,} of {len(targets):,} users whose item {what}: it is not in training:"
-                    f" {_some(unknown.unique())}"
+                    f"left out    {len(unknown):,} of {len(targets):,} {of} not in training: {_some(unknown.unique())}"
                 )
         return Encoded(
             Sequences(tokens[is_known], place[table.offsets]),
@@ -155,10 +162,11 @@ def load(path: Path | Frame, table: TableOptions, options: SplitOptions, holdout
     """
     if options.kind == "time":
         interactions = load_interactions(path, table, cache, keeps_times=True)
-        return by_time(interactions, DEFAULT_SHARE if options.at is None else options.at, holdout, path)
+        at = DEFAULT_SHARE if options.at is None else options.at
+        return by_time(interactions, at, holdout, path, options.targets)
     others = [file for file in (options.test, options.validation)[2 - holdout :] if file is not None]
     tables = [(file, load_interactions(file, table, cache)) for file in others]
-    return by_files(load_interactions(path, table, cache), tables)
+    return by_files(load_interactions(path, table, cache), tables, options.targets == "all")
 
 
 def prepare(
@@ -186,15 +194,19 @@ def prepare(
     return data, encoded.training, encoded.stages
 
 
-def by_time(interactions: Interactions, at: float | str, holdout: int, path: Path | Frame) -> Split:
-    """Train before a cut; the target of each user is the first item from the cut on.
+def by_time(
+    interactions: Interactions, at: float | str, holdout: int, path: Path | Frame, targets: float | str = "first"
+) -> Split:
+    """Train before a cut; the target of each user is the first item from the cut on, or several are.
 
-    With `holdout=2` that item tests, and a second cut is made in the same way in what comes before the first, with the
+    With `holdout=2` they test, and a second cut is made in the same way in what comes before the first, with the
     same share of the interactions before it. What comes between the cuts is history for the test and trains nothing:
     so whatever trains is earlier than whatever validates, and that is earlier than whatever tests.
 
     Args:
         at: an ISO date, a Unix time, or a share of the interactions above 0 and below 1.
+        targets: as in `SplitOptions`. Those of the validation end at the cut of the test in any case; where times are
+            mere numbers, the days are as many of these.
 
     Raises:
         UserError: if there are no times, or none before or after a cut.
@@ -210,28 +222,32 @@ def by_time(interactions: Interactions, at: float | str, holdout: int, path: Pat
     cuts = [cut]
     if holdout == 2 and 0.0 < share < 1.0:
         cuts.append(_quantile(times[times < cut], share))
-    stops, later = [], offsets[1:]
+    stops, later, described = [], offsets[1:], []
     stages: dict[int, Stage] = {}
     for from_end, cut in enumerate(cuts, 1):
-        before = np.concatenate([[0], (times < cut).cumsum()])[offsets]
-        stops.append(offsets[:-1] + np.diff(before))
-        users = np.flatnonzero(stops[-1] < later)
-        if len(users) == 0 or before[-1] == 0:
-            where = "from it on" if len(users) == 0 else "before it" if from_end == 1 else "before the validation"
+        stops.append(_first_from(cut, interactions))
+        ends, until = later, "on"
+        if targets == "first":
+            ends = np.minimum(stops[-1] + 1, later)
+        elif targets != "all":
+            end = _later(cut, float(targets), times)
+            ends, until = np.minimum(_first_from(end, interactions), later), f"to {_text(end, times)}"
+        described.append(f"{'the first' if targets == 'first' else 'every'} item from {_text(cut, times)} {until}")
+        users, places = _distinct(interactions.items, Spans(stops[-1], ends))
+        if len(users) == 0 or (stops[-1] == offsets[:-1]).all():
+            where = f"from it {until}" if len(users) == 0 else "before it" if from_end == 1 else "before the validation"
             raise UserError(
                 f"data.split_at={at} leaves no interaction {where}: the times of {path} go from"
                 f" {_text(times.min(), times)} to {_text(times.max(), times)}"
             )
-        places = stops[-1][users]
         item_ids = interactions.item_ids.take(pa.array(interactions.items[places]))
-        stages[from_end] = Stage(users, places, interactions.user_ids.take(pa.array(users)), item_ids)
+        stages[from_end] = Stage(users, stops[-1][users], interactions.user_ids.take(pa.array(users)), item_ids)
         later = stops[-1]
-    targets = tuple(f"the first item from {_text(cut, times)} on" for cut in cuts)
-    return Split(interactions, stops[-1], stops[0], stages, targets, interactions.notes)
+    return Split(interactions, stops[-1], stops[0], stages, tuple(described), interactions.notes)
 
 
-def by_files(interactions: Interactions, tables: list[tuple[Path, Interactions]]) -> Split:
-    """Train on all of a table; the target of each user of another one is the first item there.
+def by_files(interactions: Interactions, tables: list[tuple[Path, Interactions]], takes_all: bool = False) -> Split:
+    """Train on all of a table; the target of each user of another one is the first item there, or all are.
 
     Args:
         tables: the test table, if there is one, and the validation table, with the files that they come from.
@@ -239,16 +255,41 @@ def by_files(interactions: Interactions, tables: list[tuple[Path, Interactions]]
     stages: dict[int, Stage] = {}
     notes = [*interactions.notes]
     for from_end, (path, table) in enumerate(tables, 1):
-        users = id_forms.index_in(table.user_ids, interactions.user_ids)
-        items = table.items[table.offsets[:-1]]
-        stops = interactions.offsets[users + 1]
-        stages[from_end] = Stage(users, stops, table.user_ids, table.item_ids.take(pa.array(items)))
+        ends = table.offsets[1:] if takes_all else table.offsets[:-1] + 1
+        rows, places = _distinct(table.items, Spans(table.offsets[:-1], ends))
+        users = id_forms.index_in(table.user_ids, interactions.user_ids)[rows]
+        items = table.item_ids.take(pa.array(table.items[places]))
+        stages[from_end] = Stage(users, interactions.offsets[users + 1], table.user_ids.take(pa.array(rows)), items)
         notes += table.notes
-        if more := int((table.lengths > 1).sum()):
+        more = int((table.lengths > 1).sum())
+        if more and not takes_all:
             notes.append(f"targets     {more:,} users have several interactions in {path}: the first is the target")
-    targets = tuple(f"the first item in {path.name}" for path, _ in tables)
+    targets = tuple(f"{'every' if takes_all else 'the first'} item in {path.name}" for path, _ in tables)
     stops = interactions.offsets[1:]
     return Split(interactions, stops, stops, stages, targets, tuple(dict.fromkeys(notes)))
+
+
+def _first_from(moment: Any, interactions: Interactions) -> Indices:
+    """Where each user's first row from a time on is, or the end of the user's rows: [U] int64."""
+    before = np.concatenate([[0], (interactions.times < moment).cumsum()])[interactions.offsets]
+    return np.asarray(interactions.offsets[:-1] + np.diff(before))
+
+
+def _distinct(items: Tokens, spans: Spans) -> tuple[Indices, Indices]:
+    """The places of each span in which an item comes for the first time, and the span of each: [T], [T] int64."""
+    rows, places = stretches(spans.starts, spans.lengths)
+    _, firsts = np.unique(rows * (int(items.max(initial=0)) + 1) + items[places], return_index=True)
+    firsts.sort()
+    return rows[firsts], places[firsts]
+
+
+def _later(cut: Any, days: float, times: Times) -> Any:
+    """So many days after a cut, as a time like those of the table; as much more where they are mere numbers."""
+    if times.dtype.kind == "M":  # see `_cut` on the last year
+        last = np.datetime64("2200-12-31", "us")
+        return min(cut.astype(last.dtype) + np.timedelta64(round(min(days, 1e5) * 8.64e10), "us"), last)
+    unit = unit_of(times)
+    return cut + (days if np.isinf(unit) else 86400.0 * days * unit)
 
 
 def _cut(times: Times, at: float | str, path: Path | Frame) -> Any:

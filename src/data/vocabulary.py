@@ -31,6 +31,14 @@ class Vocabulary:
         """Id of each item token, 1..N. [R] int64 -> [R] strings."""
         return self.ids.take(pa.array(tokens - 1))
 
+    def difference(self, other: "Vocabulary") -> str | None:
+        """How another vocabulary is not this one, such as "'x' is in one of them alone"; None if both are the same."""
+        here, there = self.ids.to_pylist(), other.ids.to_pylist()
+        if here == there:
+            return None
+        missing = sorted(set(there) - set(here)) or sorted(set(here) - set(there))
+        return f"{missing[0]!r} is in one of them alone" if missing else "they come in another order"
+
     def most_popular(self) -> NDArray[np.int64]:
         """Item tokens, most often seen first, ties in token order. [N] int64."""
         return np.argsort(-self.counts, kind="stable") + 1

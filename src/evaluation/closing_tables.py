@@ -44,7 +44,10 @@ def describe_data(summary: dict[str, Any], min_interactions: int, holdout: int, 
     )
     if holdout:
         _, _, held_out = s["split"].partition(": ")
-        lines.append(f"evaluation  {s['evaluated_users']:,} users: {held_out}, all {s['train_items']:,} items ranked")
+        targets = f" with {s['evaluated_targets']:,} targets" if "evaluated_targets" in s else ""
+        lines.append(
+            f"evaluation  {s['evaluated_users']:,} users{targets}: {held_out}, all {s['train_items']:,} items ranked"
+        )
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ Figures = dict[str, dict[str, float]]  # row of a table -> metric -> mean over u
 class Contest:
     """Collects the outcomes of every contestant on one evaluation set."""
 
-    evaluation_set: EvaluationSet  # E users with their targets
+    evaluation_set: EvaluationSet  # E targets
     user_ids: pa.StringArray  # [E], in its order
     counts: Indices  # [num_items] int64, training interactions of each item
     protocol_names: list[str]  # "full" and any of the sampled ones
@@ -54,7 +54,7 @@ class Contest:
 
     def add_baselines(self, training_spans: Spans) -> None:
         """Rank by popularity, and by the successors of the last item in these spans of the set's tokens."""
-        last_item_only = replace(self.evaluation_set, max_len=2)
+        last_item_only = replace(self.evaluation_set, max_len=2, owners=None)
         scorers: dict[str, Scorer] = {
             "popularity": Popularity(self.counts),
             "item-item": LastItemSuccessors(self.evaluation_set.tokens, training_spans, self.counts),
@@ -69,7 +69,7 @@ class Contest:
         """
         full_prefix = prefix if protocol == protocols.FULL else f"{prefix}{protocol}_"
         return {
-            name: metrics.means(torch.from_numpy(outcome.ranks[protocol]), self.topk, full_prefix)
+            name: metrics.means(torch.from_numpy(outcome.ranks[protocol]), self.topk, full_prefix, self._owners())
             for name, outcome in self.outcomes.items()
         }
 
@@ -87,23 +87,31 @@ class Contest:
             slices: "history_length" and "target_popularity" -> groups with their label, the number of users and the
                 figures of each contestant, all items ranked.
         """
-        sets = self.evaluation_set
+        sets, firsts = self.evaluation_set, self.evaluation_set.first_rows()
+        of_users = replace(sets, histories=sets.histories[firsts])
         amounts = {"history_length": sets.histories.lengths, "target_popularity": self.counts[sets.targets - 1]}
-        found: dict[str, Any] = {"users": len(sets.targets)}
+        found: dict[str, Any] = {"users": len(firsts)}
         if resamples:
             found["intervals"], found["lead"] = self._intervals(resamples)
         found["beyond_accuracy"] = {
-            name: beyond_accuracy(outcome.lists, self.counts, sets) for name, outcome in self.outcomes.items()
+            name: beyond_accuracy(outcome.lists[firsts], self.counts, of_users)
+            for name, outcome in self.outcomes.items()
         }
         found["slices"] = {by: self._slices(amount) for by, amount in amounts.items()}
         return found
+
+    def _owners(self, rows: Indices | slice = slice(None)) -> torch.Tensor | None:
+        owners = self.evaluation_set.owners
+        return None if owners is None else torch.from_numpy(owners[rows])
 
     def _intervals(self, resamples: int) -> tuple[dict[str, Any], dict[str, Any]]:
         columns = {
             (protocol, name, metric): values
             for protocol in (protocols.FULL, *self.negatives)
             for name, outcome in self.outcomes.items()
-            for metric, values in metrics.by_user(torch.from_numpy(outcome.ranks[protocol]), self.topk).items()
+            for metric, values in metrics.by_user(
+                torch.from_numpy(outcome.ranks[protocol]), self.topk, self._owners()
+            ).items()
         }
         samples = resampled_means(np.stack(list(columns.values()), axis=1), resamples, self.seed)
         means = dict(zip(columns, samples.T, strict=True))
@@ -118,16 +126,19 @@ class Contest:
         return intervals, lead
 
     def _slices(self, amounts: Indices) -> list[dict[str, Any]]:
+        sets = self.evaluation_set
         return [
             {
                 "label": label,
-                "users": len(users),
+                "users": len(rows) if sets.owners is None else len(np.unique(sets.owners[rows])),
                 "figures": {
-                    name: metrics.means(torch.from_numpy(outcome.ranks[protocols.FULL][users]), self.topk, "")
+                    name: metrics.means(
+                        torch.from_numpy(outcome.ranks[protocols.FULL][rows]), self.topk, "", self._owners(rows)
+                    )
                     for name, outcome in self.outcomes.items()
                 },
             }
-            for label, users in groups(amounts)
+            for label, rows in groups(amounts)
         ]
 
 

@@ -16,7 +16,7 @@ from ..data.batching import EvaluationSet, OrderedBatches
 from ..data.from_settings import read_split, read_table
 from ..data.interactions import Interactions
 from ..data.sequences import Indices, Sequences, Spans, evaluation_spans, flatten, n_core, training_spans
-from ..data.splits import Split
+from ..data.splits import Split, owners_of
 from ..data.titles import read_titles
 from ..data.vocabulary import Vocabulary
 from ..errors import UserError
@@ -29,10 +29,10 @@ from .comparison import Contest
 
 
 class HeldOut(NamedTuple):
-    """The item to predict of every user of a table, in the tokens of a vocabulary that exists already."""
+    """What to predict of the users of a table, in the tokens of a vocabulary that exists already."""
 
     tokens: Indices  # [R] int64, all interactions with known items, grouped by user and in order of time
-    users: Indices  # [E] int64, rows of the table's users that can be evaluated
+    users: Indices  # [E] int64, rows of the table's users that can be evaluated, each as often as it has targets
     histories: Spans  # what comes before the target, E spans
     targets: Indices  # [E] int64
     training: Spans  # what training on this table would have seen
@@ -49,10 +49,11 @@ def evaluate(config: Config) -> None:
         return
     origin = provenance.describe(cli.command("predict", keeps_all=True))
     settings, folder = config.inference, RunFolder.at(config.output_dir)
-    checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
+    checkpoint_paths = settings.checkpoints(folder.last)
+    named = ", ".join(map(str, checkpoint_paths))
     output_path = Path(settings.output_path or folder.evaluation).expanduser()
     titles = read_titles(config.data.items_file)
-    model, vocabulary = checkpoint.load(checkpoint_path)
+    model, vocabulary = checkpoint.load_ensemble(checkpoint_paths)
     path = config.data.path
     least, holdout = config.data.min_interactions, max(1, config.data.holdout)
     if config.data.split == "leave_one_out":
@@ -70,11 +71,11 @@ def evaluate(config: Config) -> None:
         rows, users = len(interactions.items), len(interactions.user_ids)
         required = f"by data.split={config.data.split} a target and an item before it"
     if not len(held_out.users):
-        raise UserError(f"{path} has nobody to evaluate: it takes {required} that {checkpoint_path} knows")
-    print(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+        raise UserError(f"{path} has nobody to evaluate: it takes {required} that {named} knows")
+    print(f"model       {named}, {len(vocabulary):,} items")
     print(f"data        {rows:,} interactions of {users:,} users")
     by = how.partition(": ")[2]
-    print(f"evaluation  {len(held_out.users):,} users: {by}, all {len(vocabulary):,} items ranked")
+    print(f"evaluation  {len(np.unique(held_out.users)):,} users: {by}, all {len(vocabulary):,} items ranked")
     for note in notes:
         print(note)
     cli.quiet()
@@ -97,13 +98,15 @@ def evaluate(config: Config) -> None:
         model.max_len,
         config.evaluation.filter_seen,
         held_out.targets,
+        owners_of(held_out.users),
     )
     user_ids = interactions.user_ids.take(pa.array(held_out.users))
     contest = results.contest(config, evaluation_set, user_ids, vocabulary.counts, held_out.training)
-    contest.outcomes[f"BERT4Rec ({checkpoint_path.name})"] = _outcomes(config, trainer, model, contest)
+    chosen = f"{len(checkpoint_paths)} checkpoints" if len(checkpoint_paths) > 1 else checkpoint_paths[0].name
+    contest.outcomes[f"BERT4Rec ({chosen})"] = _outcomes(config, trainer, model, contest)
     content = {
         "data": {"path": str(path), "rows": rows, "users": users, "split": how},
-        "checkpoint": str(checkpoint_path),
+        "checkpoint": named,
     }
     content |= results.of(config, {"test": contest}, trainer, model, origin)
     report_path = output_path.with_suffix(".html")

@@ -201,7 +201,7 @@ def _slices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     stage = list(content["figures"])[-1]
     found = []
     for by, groups in content["details"][stage]["slices"].items():
-        *_, hit, ndcg, _ = next(iter(groups[0]["figures"].values()))  # of the last K
+        *_, hit, ndcg = (name for name in next(iter(groups[0]["figures"].values())) if name.startswith(("hit", "ndcg")))
         title = f"{ndcg.upper()} by {SLICES[by]}"
         plot = plots.bars(groups, ndcg, title, SLICES[by])
         found.append({"title": title, "plot": plot, "unit": SLICES[by], "groups": groups, "metrics": [hit, ndcg]})

@@ -10,7 +10,7 @@ N targets or places, B rows, L length, D hidden_units, S seen pairs.
 import ctypes
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .. import ranking
-from ..batch import PAD
+from ..batch import PAD, EvalBatch, PredictBatch
 from ..models import losses
 from ..models.network import Architecture, Network, last_places
 from . import compiler, cross_entropy, encoder, ranks
@@ -101,6 +101,44 @@ def candidate_scores(
         hidden, weight, bias = _to_rank(network, hidden)
     weight = weight if columns is None else columns.t()
     return ranking.linear_candidate_scores(hidden, weight, bias, seen_rows, seen_items, _edited_output(network))
+
+
+def last_states(network: Network, inputs: Tensor, owners: Tensor | None = None) -> Tensor:
+    """Hidden states where histories end in [MASK], of as much of them as there are positions for.
+
+    Args:
+        inputs: [B, L] int64, padded on the left; with owners, as in `src.batch.EvalBatch`.
+
+    Returns:
+        [B, D].
+    """
+    inputs = inputs[:, -network.max_len :]
+    hidden = encode(network, inputs, last_places(inputs))
+    return hidden if owners is None else hidden[torch.unique_consecutive(owners, return_inverse=True)[1]]
+
+
+def next_item_scores(
+    networks: Sequence[Network], batch: PredictBatch | EvalBatch, columns: Sequence[Tensor | None] | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Scores for the item after each history, as `candidate_scores` gives them.
+
+    Of several networks, an ensemble, the mean of their logits: it orders items as the mean of their log-softmax does,
+    since a softmax takes the same from all logits of a row.
+
+    Args:
+        networks: of one catalogue.
+        columns: as in `candidate_scores`, for each of them.
+    """
+    columns = columns or [None] * len(networks)
+    owners = batch.owners if isinstance(batch, EvalBatch) else None
+    first, *others = [last_states(network, batch.inputs, owners) for network in networks]  # [B, D] each
+    for rows, scores in candidate_scores(networks[0], first, batch.seen_rows, batch.seen_items, columns[0]):
+        for network, hidden, matrix in zip(networks[1:], others, columns[1:], strict=True):
+            seen = (batch.seen_rows >= rows.start) & (batch.seen_rows < rows.stop)
+            seen_rows, seen_items = batch.seen_rows[seen] - rows.start, batch.seen_items[seen]
+            [(_, more)] = candidate_scores(network, hidden[rows], seen_rows, seen_items, matrix)
+            scores += more
+        yield rows, scores.div_(len(networks)) if others else scores
 
 
 def _edited_output(network: Network) -> Callable[[Tensor], Tensor] | None:

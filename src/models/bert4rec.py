@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from .. import metrics, ranking
@@ -17,7 +17,7 @@ from . import losses
 from .gathered_ranks import Ranks
 from .gradient_exchange import mean_over_processes
 from .histories import batch_of
-from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network, last_places
+from .network import CHECKPOINT_FORMAT, FORMAT_KEY, Architecture, Network
 from .optimizer import RowwiseAdam, can_fuse, clip_norm, configure_anew, leave_scaling_to_scaler, lr_factor
 
 
@@ -87,6 +87,7 @@ class BERT4Rec(pl.LightningModule):
         sizes = {field.name: self.hparams[field.name] for field in fields(Architecture)}
         self.network = Network(num_items, Architecture(**sizes))
         self._have_sparse_gradients(loss != "softmax")
+        self.others = nn.ModuleList()  # networks of an ensemble beside the own one, for ranking alone
         if loss != "softmax":
             # The gradient of this table is sparse. DDP, which cannot exchange that by NCCL, leaves it to us.
             names = ["network.output.weight", *(["network.item_embedding.weight"] if share_embeddings else [])]
@@ -217,27 +218,25 @@ class BERT4Rec(pl.LightningModule):
         if self._trainer is not None and self.trainer.is_global_zero:
             self.epoch_loss = torch.tensor(checkpoint.get("epoch_loss", [0.0, 0.0]))
 
-    def _last_states(self, inputs: Tensor) -> Tensor:
-        """Hidden state where each history ends in [MASK]: [B, L] -> [B, D]."""
-        return door.encode(self.network, inputs, last_places(inputs))
-
     def candidate_scores(self, batch: PredictBatch | EvalBatch) -> Iterator[tuple[slice, Tensor]]:
         """Scores for the item after each history, -inf for what is no candidate, some rows R at a time.
 
         Yields:
             which rows of the batch, and their scores [R, num_items + 2], which the next ones overwrite.
         """
-        return door.candidate_scores(self.network, self._last_states(batch.inputs), batch.seen_rows, batch.seen_items)
+        return door.next_item_scores([self.network, *self.others], batch)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        owners = batch.users if batch.owners is None else batch.owners
         if self.observer is None:
-            hidden = self._last_states(batch.inputs)
-            self.ranks.update(door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items))
+            hidden = door.last_states(self.network, batch.inputs, batch.owners)
+            ranks = door.target_ranks(self.network, hidden, batch.targets, batch.seen_rows, batch.seen_items)
+            self.ranks.update(ranks, owners)
             return
         for rows, scores in self.candidate_scores(batch):
             ranks = ranking.target_ranks(scores, batch.targets[rows])
             self.observer.update(batch.users[rows], ranks, scores, batch.targets[rows])
-            self.ranks.update(ranks)
+            self.ranks.update(ranks, owners[rows])
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val_")
@@ -249,8 +248,9 @@ class BERT4Rec(pl.LightningModule):
         self._log_metrics("test_")
 
     def _log_metrics(self, prefix: str) -> None:
-        self.ranks.update(torch.zeros(0, dtype=torch.long, device=self.device))  # a process may have had none
-        figures = metrics.means(self.ranks.compute(), self.topk, prefix)
+        self.ranks.update(*torch.zeros(2, 0, dtype=torch.long, device=self.device))  # a process may have had none
+        ranks, owners = self.ranks.compute()
+        figures = metrics.means(ranks, self.topk, prefix, owners)
         self.ranks.reset()
         if self.observer is not None:  # while the processes are together; it keeps the result
             self.observer.compute()

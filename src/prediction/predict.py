@@ -25,27 +25,27 @@ def predict(config: Config) -> None:
 
         return evaluate(config)
     folder = RunFolder.at(config.output_dir)
-    checkpoint_path = Path(settings.checkpoint_path or folder.last).expanduser()
+    paths = settings.checkpoints(folder.last)
     if settings.export is not None:
         from .onnx_export import export
 
-        return export(checkpoint_path, Path(settings.export).expanduser(), settings.topk)
+        return export(paths[0], Path(settings.export).expanduser(), settings.topk)
     if settings.serve:
         from ..service.server import serve
 
-        return serve(checkpoint_path, settings)
+        return serve(paths, settings)
     if settings.writes_vectors:
         from .vectors import write_vectors
 
-        return write_vectors(config, checkpoint_path)
+        return write_vectors(config, paths[0])
 
     from .inputs import encode_histories, read_barred, read_histories, say
     from .writer import write_predictions
 
     output_path = Path(settings.output_path or folder.predictions).expanduser()
-    model, vocabulary = checkpoint.load(checkpoint_path)
+    model, vocabulary = checkpoint.load_ensemble(paths)
     interactions = read_histories(config)
-    say(f"model       {checkpoint_path}, {len(vocabulary):,} items")
+    say(f"model       {', '.join(map(str, paths))}, {len(vocabulary):,} items")
     say(f"data        {len(interactions.items):,} interactions of {len(interactions.user_ids):,} users")
     sequences = encode_histories(interactions, vocabulary)
     is_barred = read_barred(config, vocabulary)

@@ -1,6 +1,6 @@
 """Reading checkpoints; one of this package alone is enough to predict with the original ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,6 +63,41 @@ def read(path: Path) -> dict[str, Any]:
 def load_network(path: Path) -> tuple[Network, Vocabulary]:
     """As `load`, but the network alone, which needs no Lightning: seconds less for a program that only predicts."""
     return _assembled(read(path), path, _network_of, "network.")
+
+
+def load_ensemble(paths: Sequence[Path]) -> "tuple[BERT4Rec, Vocabulary]":
+    """As `load`; of several checkpoints the first model, which predicts and is evaluated by the mean of all scores.
+
+    Raises:
+        UserError: as `load`, or if the models do not have the same items.
+    """
+    (model, *others), vocabulary = _load_together(paths, load)
+    model.others = nn.ModuleList(other.network for other in others)
+    model.max_len = max(each.max_len for each in (model, *others))
+    return model, vocabulary
+
+
+def load_networks(paths: Sequence[Path]) -> tuple[list[Network], Vocabulary]:
+    """As `load_network`, of each checkpoint.
+
+    Raises:
+        UserError: as `load_ensemble`.
+    """
+    return _load_together(paths, load_network)
+
+
+def _load_together(
+    paths: Sequence[Path], load_one: Callable[[Path], tuple[Module, Vocabulary]]
+) -> tuple[list[Module], Vocabulary]:
+    loaded = [load_one(path) for path in paths]
+    first = loaded[0][1]
+    for path, (_, vocabulary) in zip(paths, loaded, strict=True):
+        if which := first.difference(vocabulary):
+            raise UserError(
+                f"{paths[0]} and {path} do not have the same items, {len(first):,} and {len(vocabulary):,}, {which}:"
+                " give checkpoints that were trained on one table with the same data.* settings"
+            )
+    return [model for model, _ in loaded], first
 
 
 def build(content: dict[str, Any], path: Path) -> "tuple[BERT4Rec, Vocabulary]":

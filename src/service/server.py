@@ -17,7 +17,7 @@ SECONDS_TO_STOP = 10
 SECONDS_IDLE = 75  # of a connection; proxies keep theirs for a minute
 
 
-def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
+def serve(checkpoints: list[Path], settings: InferenceConfig) -> None:
     """Answer requests until SIGTERM or Ctrl-C.
 
     Raises:
@@ -34,11 +34,12 @@ def serve(checkpoint_path: Path, settings: InferenceConfig) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # a second one gains nothing with one history, and waits where a processor is shared
     with listening(settings.host, settings.port) as listener:
-        recommender = Recommender.from_checkpoint(checkpoint_path, for_few=True)
-        print(f"model       {checkpoint_path}, {len(recommender.items):,} items")
+        recommender = Recommender.from_checkpoint(checkpoints, for_few=True)
+        named = ", ".join(map(str, checkpoints))
+        print(f"model       {named}, {len(recommender.items):,} items")
         recommender.recommend([recommender.items[:1]])  # loads kernels, and fails if a weight is NaN
         gc.freeze()  # what is there by now stays: to look through it again and again takes 0.1 s each time
-        app = make_app(recommender, str(checkpoint_path), settings.topk, settings.exclude_seen)
+        app = make_app(recommender, named, settings.topk, settings.exclude_seen)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -11,6 +11,9 @@ def contradictions(config: Config) -> Iterator[tuple[str, object, str]]:
     """A key, its value, and why it cannot be beside the others."""
     yield from _contradictions_in_data(config.data)
     yield from _contradictions_in_split(config.data)
+    if config.data.split_targets != "first" and set(config.evaluation.protocols) != {"full"}:
+        why = "several targets of a user are ranked among all items alone; use evaluation.protocols=[full]"
+        yield "data.split_targets", config.data.split_targets, why
     model, training = config.model, config.training
     if model.hidden_units % model.num_heads:
         yield "model.hidden_units", model.hidden_units, f"it must be divisible by model.num_heads={model.num_heads}"
@@ -79,6 +82,10 @@ def _contradictions_in_split(data: DataConfig) -> Iterator[tuple[str, object, st
         yield "data.split", data.split, "data.columns.time=false leaves no times to cut at"
     if data.split_at is not None and data.split != "time":
         yield "data.split_at", data.split_at, "it is the cut of data.split=time; add that"
+    if data.split_targets != "first" and data.split == "leave_one_out":
+        yield "data.split_targets", data.split_targets, "it goes with data.split=time or files; add one of them"
+    if data.split_targets not in ("first", "all") and data.split == "files":
+        yield "data.split_targets", data.split_targets, "days are counted from the cut of data.split=time; use all"
     files = {"validation_file": data.validation_file, "test_file": data.test_file}
     if data.split != "files":
         for name, file in files.items():
@@ -109,6 +116,10 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
         beside = [f"inference.{name}" for name in others if getattr(inference, name) not in (None, False)]
         if getattr(inference, job) and beside:
             yield f"inference.{job}", getattr(inference, job), f"it goes without {' and '.join(beside)}"
+    if isinstance(inference.checkpoint_path, list) and len(inference.checkpoint_path) > 1:
+        for job in ("export", *VECTORS):
+            if (file := getattr(inference, job)) is not None:
+                yield f"inference.{job}", file, "it takes one model; give inference.checkpoint_path one checkpoint"
     if inference.user_vectors is not None and inference.user_vectors == inference.embeddings:
         yield "inference.user_vectors", inference.user_vectors, "inference.embeddings would write to the same file"
     if inference.with_scores and inference.format == "wide":

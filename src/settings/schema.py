@@ -119,6 +119,11 @@ class DataConfig:
         "give a date such as 2024-01-31, a Unix time, or a share such as 0.9",
         lambda value: value is None or values.is_cut(value),
     )
+    split_targets: Any = setting(
+        "targets of a user by split=time or files (first | all | those within so many days of the cut)",
+        "give first, all, or a number of days above 0",
+        lambda value: value in ("first", "all") or (type(value) in (int, float) and 0.0 < value < math.inf),
+    )
     validation_file: str | None = path("table of split=files with the items that validate, in data_dir")
     test_file: str | None = path("table of split=files with the items that test, in data_dir")
     window_stride: int | None = whole(
@@ -134,6 +139,8 @@ class DataConfig:
                 setattr(self, name, DELIMITERS.get(typed.lower(), typed.replace("\\t", "\t")))
         if isinstance(self.split_at, str) and values.is_number(self.split_at):
             self.split_at = float(self.split_at)
+        if isinstance(self.split_targets, str) and values.is_number(self.split_targets):
+            self.split_targets = float(self.split_targets)
 
     @property
     def path(self) -> Path:
@@ -146,7 +153,7 @@ class DataConfig:
         folder = Path(self.data_dir).expanduser()
         files = {"validation": self.validation_file, "test": self.test_file}
         paths = {name: None if file is None else folder / Path(file).expanduser() for name, file in files.items()}
-        return {"kind": self.split, "at": self.split_at, **paths}
+        return {"kind": self.split, "at": self.split_at, "targets": self.split_targets, **paths}
 
     @property
     def table_options(self) -> dict[str, Any]:
@@ -270,7 +277,11 @@ class EvaluationConfig:
 @dataclass
 class InferenceConfig:
     evaluate: bool = setting("evaluate each user's last item instead of predicting")
-    checkpoint_path: str | None = path("checkpoint to use (null: last.ckpt of output_dir)")
+    checkpoint_path: Any = path(
+        "checkpoint to use (null: last.ckpt of output_dir), or several: [a.ckpt,b.ckpt]",
+        "give the path of a checkpoint, or a list of them, such as [a.ckpt,b.ckpt]",
+        lambda value: value is None or isinstance(value, str) or values.are_paths(value),
+    )
     output_path: str | None = path("output file, CSV or .parquet (null: in output_dir)")
     users: str | None = path("file of users to predict for, in order (null: all)")
     history: str | None = path("table of histories to predict from (null: data_dir/data_file)")
@@ -286,9 +297,7 @@ class InferenceConfig:
     similar: str | None = path("file of items: write their topk most similar items instead (null: predict)")
     serve: bool = setting("answer HTTP requests instead: docs/service.md (false: predict)")
     host: str = setting("address of the service (127.0.0.1: this machine only)", "give an address", bool)
-    port: int = setting(
-        "port of the service (0: a free one)", "give a whole number from 0 to 65535", lambda value: 0 <= value < 2**16
-    )
+    port: int = setting("port of the service (0: a free one)", "give a whole number from 0 to 65535", values.is_port)
     format: str = choice("rows of the table (long: one per item | wide: one per user, items between blanks)", FORMATS)
     columns: list[str] = setting(
         "names of the table's columns, rank and score with with_scores only",
@@ -299,6 +308,14 @@ class InferenceConfig:
     exclude_seen: bool = setting("exclude seen items")
     with_scores: bool = setting("add the columns rank and score")
     batch_size: int = whole("users per batch (CPU: up to four times); does not change predictions", least=1)
+
+    def __post_init__(self) -> None:
+        self.checkpoint_path = values.listed(self.checkpoint_path)  # the command line gives it as one text
+
+    def checkpoints(self, otherwise: Path) -> list[Path]:
+        """The checkpoints to use, `otherwise` if none is named; several are an ensemble."""
+        named = self.checkpoint_path or otherwise
+        return [Path(path).expanduser() for path in (named if isinstance(named, list) else [named])]
 
     @property
     def writes_vectors(self) -> bool:

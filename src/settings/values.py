@@ -27,10 +27,27 @@ def is_interval(value: float) -> bool:
     return 0.0 < value < 1.0 or (value >= 1.0 and float(value).is_integer())
 
 
+def is_port(value: int) -> bool:
+    """Whether it is the number of a port, or 0 for any."""
+    return 0 <= value < 2**16
+
+
 def are_column_names(names: list[str]) -> bool:
     """Whether it is two or four names that can head a table."""
     are_plain = all(name and not set(name) & set(',"\r\n') for name in names)
     return len(names) in (2, 4) and len(set(names)) == len(names) and are_plain
+
+
+def listed(value: Any) -> Any:
+    """What a text such as [a.ckpt,b.ckpt] lists; any other value as it is."""
+    if not isinstance(value, str) or not (value.startswith("[") and value.endswith("]")):
+        return value
+    return [part.strip().strip("'\"") for part in value[1:-1].split(",")]
+
+
+def are_paths(value: Any) -> bool:
+    """Whether it is a list of at least one path."""
+    return isinstance(value, list) and value != [] and all(isinstance(path, str) and path for path in value)
 
 
 def is_own_part(value: Any) -> bool:

@@ -31,6 +31,7 @@ from ..runs import memory
 from ..runs.folder import RunFolder
 from ..runs.proposals import how_to_install, start
 from ..settings import Config, parse
+from . import seeds
 
 if TYPE_CHECKING:
     import optuna
@@ -233,7 +234,10 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def summarize(records: Sequence[Record], folder: Path) -> str:
-    """A table of the runs, best first, and the command of the best one; writes sweep.csv and a page of plots too."""
+    """A table of the runs, best first, what several seeds give on average, and the command of the best one.
+
+    Writes sweep.csv, seeds.csv and a page of plots too.
+    """
     if not records:
         return "no run of the sweep has ended"
     import pandas as pd
@@ -252,6 +256,7 @@ def summarize(records: Sequence[Record], folder: Path) -> str:
     write_whole(folder / "sweep.csv", table.to_csv(index=False).encode())
     table.columns = [*heads, *(key.rpartition(".")[2] for key in varied)]
     lines = ["", f"{len(records)} runs, best first", table.to_string(index=False), ""]
+    lines += seeds.summarize(records, varied, folder)
     best = ranked[0]
     if best.value is not None:
         lines += [f"best        {start('train')} {shown_words(best.overrides, ('sweep', 'output_dir'))}"]

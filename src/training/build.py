@@ -63,8 +63,9 @@ def ready_data(
     if config.auto:
         config = size_by_data(config, data, given)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
+        targets = data.summary.get("evaluated_targets", data.summary["evaluated_users"])
         say(
-            f"warning: {data.summary['repeated_targets']:,} of {data.summary['evaluated_users']:,} test items are"
+            f"warning: {data.summary['repeated_targets']:,} of {targets:,} test items are"
             " repeats of seen ones and count as misses; evaluation.filter_seen=false ranks them too"
         )
     return config, data, titles

@@ -128,8 +128,10 @@ def next_steps(config: Config, folder: RunFolder, best_step: int | None, ended_b
         assert config.training.max_steps is not None
         more.append(f"training.max_steps={2 * config.training.max_steps}")
     steps["longer"] = cli.command("train", "training.resume=true", *more, keeps_all=True)
-    if best_step is not None:
+    if best_step is not None and config.data.split != "files":  # no one table has all their data
         anew = ["data.holdout=0", f"training.max_steps={best_step}", f"output_dir={folder.root}-all"]
         anew += [f"training.{key}=false" for key in ("early_stopping", "resume") if getattr(config.training, key)]
+        if config.data.split == "time":
+            anew += ["data.split=leave_one_out", "data.split_at=null", "data.split_targets=first"]
         steps["on all data"] = cli.command("train", *anew, keeps_all=True)
     return closing_tables.next_steps(steps)

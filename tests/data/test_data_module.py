@@ -290,7 +290,7 @@ def test_no_argument_is_left_out_of_the_tests() -> None:
         "download_url",
         "cache_dir",
     }  # with tests of their own
-    split = {"split_at", "validation_file", "test_file"}  # of `SplitOptions`
+    split = {"split_at", "split_targets", "validation_file", "test_file"}  # of `SplitOptions`
     options = {"columns", *(field.name for field in fields(TableOptions))}
     assert {field.name for field in fields(DataConfig)} - options - {"cache", "items_file"} <= arguments | split
 

@@ -127,6 +127,43 @@ def test_what_a_cut_trains_and_asks_agrees_with_loops(
             assert (data.counts["unknown_users"], data.counts["unknown_targets"]) == (len(strangers), left_out)
 
 
+@given(
+    rows=rows_strategy,
+    at=at_strategy,
+    holdout=st.sampled_from([1, 2]),
+    days=st.sampled_from([1, 4.5, "all"]),
+)
+def test_several_targets_agree_with_loops(rows: list[Row], at: float, holdout: int, days: float | str) -> None:
+    """Of times that are mere numbers: all from a cut on, or those less than so much later; each item once."""
+    cuts = cuts_of(rows, at, holdout)
+    ends = [
+        min(cut + (days if days != "all" else 10**9), later) for cut, later in zip(cuts, [10**9, *cuts], strict=False)
+    ]
+    asked = [[row for row in rows if cut <= row[2] < end] for cut, end in zip(cuts, ends, strict=True)]
+    if len(cuts) < holdout or not all(asked) or not any(time < cuts[-1] for *_, time in rows):
+        with pytest.raises(UserError, match=r"^data\.split_at=.* leaves no interaction (before|from)"):
+            by_time(interactions_of(rows), at, holdout, PATH, days)
+        return
+    split = by_time(interactions_of(rows), at, holdout, PATH, days)
+    data, _, stages = prepare(split, 1, 1)
+    known = {f"i{item}" for _, item, time in rows if time < cuts[-1]}
+    for from_end, (cut, some) in enumerate(zip(cuts, asked, strict=True), 1):
+        before = histories_of([row for row in rows if row[2] < cut])
+        histories = {user: [item for item in items if item in known] for user, items in before.items()}
+        expected = {
+            (user, item): histories[user]
+            for user, items in histories_of(some).items()
+            for item in items
+            if histories.get(user) and item in known
+        }
+        targets = stages[from_end]
+        users = data.user_ids.take(pa.array(targets.users)).to_pylist()
+        items = [data.item_ids[token - 1].as_py() for token in targets.targets]
+        assert len(users) == len(expected)
+        assert dict(zip(zip(users, items, strict=True), decoded(data, targets.histories), strict=True)) == expected
+        assert users == sorted(users, key=users.index)  # those of a user stand together
+
+
 @settings(max_examples=40)
 @given(rows=rows_strategy, at=st.integers(11, 40), swap=st.permutations(range(7)), seed=st.integers(0, 99))
 def test_nothing_from_the_cut_on_changes_what_trains(rows: list[Row], at: int, swap: list[int], seed: int) -> None:
@@ -212,6 +249,41 @@ def test_targets_of_other_tables(tmp_path: Path) -> None:
     assert "1 of 3 users whose item validates: it is not in training: new" in notes
     assert "whose item tests" not in notes
     assert data.summary["split"] == "files: the first item in e.csv tests, the first item in v.csv validates"
+
+
+def test_all_items_of_a_table_may_be_targets(tmp_path: Path) -> None:
+    """Each item once, with one input for all that are a user's in a batch; what is left out is counted as items."""
+    write_table(tmp_path / "t.csv", "user,item,time", [(1, "x", 1), (1, "y", 2), (2, "y", 1), (2, "z", 3)])
+    rows = [(2, "x", 1), (2, "new", 2), (1, "z", 1), (1, "x", 2), (1, "z", 3), (7, "x", 1), (7, "y", 1)]
+    write_table(tmp_path / "v.csv", "user,item,time", rows)
+    data = module(tmp_path, holdout=1, split=SplitOptions("files", None, tmp_path / "v.csv", targets="all"))
+    held_out = data.evaluation_set(1)
+    assert data.evaluated_user_ids(1).to_pylist() == ["2", "1", "1"]
+    assert held_out.targets.tolist() == [1, 3, 1]
+    assert (data.summary["evaluated_users"], data.summary["evaluated_targets"]) == (2, 3)
+    assert data.summary["split"] == "files: every item in v.csv validates"
+    batch = held_out[np.array([1, 2, 0])]
+    assert batch.inputs.tolist() == [[1, 2, 4], [2, 3, 4]]
+    assert batch.owners is not None
+    assert batch.owners.tolist() == [0, 0, 1]
+    assert batch.seen_rows.tolist() == [0, 0, 1, 1, 2, 2]
+    notes = "\n".join(data.notes)
+    assert "1 of 3 users whose item validates: no item of theirs before it is in training: 7" in notes
+    assert "1 of 6 items that validate: they are not in training: new" in notes
+    assert "the first is the target" not in notes
+
+
+def test_days_are_counted_in_the_units_of_the_times(tmp_path: Path) -> None:
+    day = 86400
+    for number, unit in enumerate([1, 1000, None]):
+        seconds = [1706659199, *(1706659200 + n * day for n in range(4))]
+        times = [str(np.datetime64(s, "s")) if unit is None else s * unit for s in seconds]
+        path = write_table(tmp_path / f"{number}.csv", "user,item,time", [("a", n, t) for n, t in enumerate(times)])
+        split = by_time(read_interactions(path, TableOptions(), keeps_times=True), "2024-01-31", 1, path, 2.5)
+        assert split.stages[1].item_ids.to_pylist() == ["1", "2", "3"]
+        assert split.targets == ("every item from 2024-01-31 00:00:00 to 2024-02-02 12:00:00",)
+        split = by_time(read_interactions(path, TableOptions(), keeps_times=True), "2024-01-31", 1, path, 1e300)
+        assert len(split.stages[1].users) == 4
 
 
 def test_a_table_of_targets_may_validate_alone() -> None:

@@ -98,7 +98,7 @@ def test_defaults_equal_those_of_the_yaml(thing: type, sections: list[str | None
         values["eval_batch_size"] = composed["evaluation"]["batch_size"]
         values["num_negatives"] = 0  # softmax, the default loss, needs none
         values["split"] = SplitOptions(composed["data"]["split"], composed["data"]["split_at"])
-        values |= {"table_options": None, "cache_dir": None}  # all is recognised, and nothing kept
+        values |= {"table_options": None, "cache_dir": None, "frame": None}  # all is recognised, and nothing kept
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in keywords.items()} == values
 
 
@@ -338,7 +338,7 @@ def test_the_output_layer_ranks_in_float32_whatever_the_precision(
     batch = ranking_batch(model)
     batches: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     ranks: list[Tensor] = []
-    monkeypatch.setattr(model.ranks, "update", ranks.append)
+    monkeypatch.setattr(model.ranks, "update", lambda some, owners: ranks.append(some))
     monkeypatch.setattr(model, "on_test_epoch_end", lambda: None)
     trainer = quiet_trainer(precision=precision)
     trainer.test(model, batches, verbose=False)

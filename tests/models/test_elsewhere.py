@@ -35,9 +35,12 @@ def test_the_device_refuses_what_it_does_not_have() -> None:
 def test_metrics_of_ranks_there_are_those_of_ranks_here() -> None:
     ranks = torch.tensor([0, 3, 12, 1])
     assert metrics.means(There(ranks), [1, 10], "") == metrics.means(ranks, [1, 10], "")
-    gathered = Ranks()
-    gathered.update(There(ranks))
-    assert gathered.compute().tolist() == [0, 1, 3, 12]
+    for owners, found in ((torch.arange(4), None), (torch.tensor([5, 5, 7, 9]), [5, 9, 5, 7])):
+        gathered = Ranks()
+        gathered.update(There(ranks), There(owners))
+        computed, whose = gathered.compute()
+        assert computed.tolist() == [0, 1, 3, 12]
+        assert (None if whose is None else whose.tolist()) == found
 
 
 def on_device(model: BERT4Rec) -> BERT4Rec:

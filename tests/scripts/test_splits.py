@@ -1,13 +1,16 @@
 """`data.split` through the scripts: figures that come back and name the split, and mistakes in one line."""
 
 import json
+import math
+import shlex
 from pathlib import Path
 
 import pytest
 
+from src import Recommender
 from src.prediction.predict import predict
 from src.training.train import train
-from tests.scripts.conftest import TINY, Outcome, Run, Table, call, make_rows, train_here, write_table
+from tests.scripts.conftest import TINY, Outcome, Run, Table, call, compose, make_rows, train_here, write_table
 
 ONE_EPOCH = "training.num_epochs=1"
 TIME = ("data.split=time", "data.split_at=1021")  # make_rows begins at 1000 and has an item every 7
@@ -70,6 +73,49 @@ def test_figures_name_their_split_and_come_back(
     assert "warning: the model was trained" not in outcome.out
 
 
+def test_several_targets_are_ranked_in_one_list(table: Table, tmp_path: Path) -> None:
+    """Figures of training, of the epoch's line and of evaluation against lists from Python and plain arithmetic."""
+    settings = (*TIME, "data.min_interactions=1", "data.split_targets=all", "evaluation.topk=[3,10]")
+    run = train_here(table, tmp_path / "run", ONE_EPOCH, *settings)
+    recommender = Recommender.from_checkpoint(run.best)
+    there = json.loads((run.folder / "metrics.json").read_text())
+    times = {(user, item): time for user, item, time in table.rows}
+    for stage, low, high in (("val", 1007, 1021), ("test", 1021, 2000)):
+        expected: dict[str, list[float]] = {}
+        number = 0
+        for user, items in table.histories.items():
+            before = [item for item in items if times[user, item] < low and item in recommender.items]
+            targets = {item for item in items if low <= times[user, item] < high and item in recommender.items}
+            if not before or not targets:
+                continue
+            number += len(targets)
+            [ranked] = recommender.recommend([before], 100)
+            places = [place for place, item in enumerate(ranked) if item in targets]
+            for k in (3, 10):
+                gains = sum(1 / math.log2(place + 2) for place in places if place < k)
+                best = sum(1 / math.log2(place + 2) for place in range(min(k, len(targets))))
+                hits = sum(place < k for place in places)
+                for name, value in (("hit", hits > 0), ("ndcg", gains / best), ("recall", hits / len(targets))):
+                    expected.setdefault(f"{stage}_{name}@{k}", []).append(value)
+            expected.setdefault(f"{stage}_mrr", []).append(1 / (places[0] + 1))
+        means = {name: sum(values) / len(values) for name, values in expected.items()}
+        assert there["figures"][stage]["BERT4Rec (best.ckpt)"] == pytest.approx(means, abs=1e-6)
+        assert there["details"][stage]["users"] == len(expected[f"{stage}_mrr"]) < number
+        if stage == "test":
+            assert there["data"]["evaluated_targets"] == number
+            assert f"users with {number} targets: every item from 1021 on tests" in run.out
+        else:
+            assert f"val_ndcg@10 {means['val_ndcg@10']:.4g}" in run.out
+    [then] = [line for line in run.out.splitlines() if line.startswith("  on all data")]
+    assert compose(*shlex.split(then)[5:]).data.split == "leave_one_out"
+    evaluate_here(table, run, tmp_path / "e.json", f"inference.checkpoint_path={run.best}", *settings)
+    here = json.loads((tmp_path / "e.json").read_text())
+    for name, figures in there["figures"]["test"].items():
+        assert here["figures"]["test"][name] == pytest.approx(figures, abs=1e-6)
+    for name in ("users", "beyond_accuracy", "slices"):
+        assert here["details"]["test"][name] == there["details"]["test"][name]
+
+
 def test_a_model_that_was_trained_beyond_the_cut_is_found_out(table: Table, trained: Run, tmp_path: Path) -> None:
     outcome = evaluate_here(table, trained, tmp_path / "e.json", *TIME)
     assert "warning: the model was trained on more interactions than there are before the targets" in outcome.out
@@ -95,6 +141,13 @@ def test_a_cut_resumes_where_it_was_and_nowhere_else(table: Table, tmp_path: Pat
         (("data.split=time", "data.columns.time=false"), "data.columns.time=false leaves no times to cut at"),
         ((*FILES[:2], "data.test_file=tests.csv"), "data.test_file: there is no file"),
         (("data.split=files",), "it needs data.validation_file"),
+        ((*TIME, "data.split_targets=some"), "give first, all, or a number of days above 0"),
+        (("data.split_targets=all",), "it goes with data.split=time or files"),
+        ((*FILES, "data.split_targets=7"), "days are counted from the cut of data.split=time; use all"),
+        (
+            (*TIME, "data.split_targets=7", "evaluation.protocols=[full,uniform-100]"),
+            "data.split_targets=7 is not possible: several targets of a user are ranked among all items alone",
+        ),
         (("data.split=time", "data.split_at=soon"), "give a date such as 2024-01-31, a Unix time, or a share"),
     ],
 )

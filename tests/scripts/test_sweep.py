@@ -15,7 +15,7 @@ import pytest
 from src.errors import StoppedError
 from src.prediction.predict import predict
 from src.settings import CONFIGS, Config
-from src.sweep import sweep
+from src.sweep import seeds, sweep
 from src.training.train import train
 from tests.scripts.conftest import ROOT, TINY, Outcome, Table, call, compose, launch
 
@@ -94,6 +94,47 @@ def test_a_run_has_two_lines_and_the_rest_in_a_file(grid: tuple[Path, Outcome]) 
         assert any(line.startswith(value) and line.endswith(str(file)) for line in lines)
         assert "test, every item ranked" in file.read_text()
     assert len([line for line in lines if line]) == 8
+
+
+def test_several_seeds_close_with_mean_and_deviation(table: Table, tmp_path: Path) -> None:
+    outcome = sweep_here(table, tmp_path, "seed=3,4", "training.max_steps=1")
+    assert (outcome.code, outcome.err) == (0, "")
+    one, other = (
+        next(v for k, v in figures(tmp_path / "sweep" / str(n))["figures"]["test"].items() if k.startswith("BERT4Rec"))
+        for n in range(2)
+    )
+    means = [f"{(one[k] + other[k]) / 2:.4f} ± {abs(one[k] - other[k]) / 2**0.5:.4f}" for k in one]
+    lines = outcome.out.splitlines()
+    start = lines.index("test, mean ± standard deviation over seeds")
+    assert lines[start + 1].split() == ["seeds", "HIT@10", "NDCG@10", "MRR"]
+    assert lines[start + 2].split() == ["2", *" ".join(means).split()]
+    with (tmp_path / "sweep" / "seeds.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert float(row["hit@10_mean"]) == pytest.approx((one["test_hit@10"] + other["test_hit@10"]) / 2)
+
+
+def test_seeds_of_each_setting_are_summed_up_by_themselves(tmp_path: Path) -> None:
+    """By hand: .1, .2 and .6 have mean .3 and deviation .2646. Stopped runs and single ones do not count."""
+    runs = [("1", 1, 0.1), ("1", 2, 0.2), ("2", 1, 0.5), ("1", 3, 0.6), ("2", 2, 0.9), ("3", 1, 0.7), ("2", 3, 0.1)]
+    records = []
+    for number, (layers, seed, hit) in enumerate(runs):
+        (tmp_path / str(number)).mkdir()
+        rows = {"popularity": {"val_hit@10": 0.9}, "BERT4Rec (best.ckpt)": {"val_hit@10": hit}}
+        (tmp_path / str(number) / "metrics.json").write_text(json.dumps({"figures": {"val": rows}}))
+        state = "stopped" if number == 6 else "done"
+        records.append(sweep.Record(number, [f"model.num_layers={layers}", f"seed={seed}"], hit, state, 1.0))
+    title, shown, _ = seeds.summarize(records, ["model.num_layers", "seed"], tmp_path)
+    assert title == "validation, mean ± standard deviation over seeds"
+    assert [line.split() for line in shown.splitlines()] == [
+        ["num_layers", "seeds", "HIT@10"],
+        ["1", "3", "0.3000", "±", "0.2646"],
+        ["2", "2", "0.7000", "±", "0.2828"],
+    ]
+    assert (tmp_path / "seeds.csv").read_text().splitlines()[0] == (
+        "model.num_layers,seeds,hit@10_mean,hit@10_deviation"
+    )
+    assert seeds.summarize(records[4:], ["model.num_layers", "seed"], tmp_path) == []
+    assert seeds.summarize(records, ["model.num_layers"], tmp_path) == []
 
 
 def test_an_earlier_sweep_makes_room(table: Table, tmp_path: Path) -> None:
