@@ -57,7 +57,7 @@ class WholeSteps(pl.Callback):
         """Take over; before the optimiser is made, and the loader.
 
         Raises:
-            UserError: if there are several processes, or gradients are scaled.
+            UserError: if there are several processes.
         """
         if stage != "fit":
             return
