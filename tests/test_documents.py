@@ -194,7 +194,9 @@ done: set[tuple[str, ...]] = set()
 
 
 def is_new(*what: str) -> bool:
-    """Whether it has not run yet; from now on it has."""
+    """Whether it has not run yet; from now on it has. A sweep is the same one on any table."""
+    if "-m" in what:
+        what = tuple(word for word in what if not word.startswith(("data.data_dir=", "data.data_file=")))
     known = what in done
     done.add(what)
     return not known

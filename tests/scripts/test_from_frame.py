@@ -147,6 +147,7 @@ def test_an_interrupted_training_resumes_to_the_same_result(frame: pd.DataFrame,
 
 
 def test_an_interrupted_evaluation_is_a_keyboard_interrupt(frame: pd.DataFrame, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test before this one may have left it ignored
     before = state()
     with pytest.raises(KeyboardInterrupt):
         Recommender.fit(frame, None, interrupted_by(in_training=False), output_dir=tmp_path)
