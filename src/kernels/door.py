@@ -117,8 +117,33 @@ def last_states(network: Network, inputs: Tensor, owners: Tensor | None = None) 
     return hidden if owners is None else hidden[torch.unique_consecutive(owners, return_inverse=True)[1]]
 
 
+class Fixed:
+    """A network on a CPU that nobody changes any more: what it consists of is looked at once, not in every call.
+
+    Attributes:
+        columns: [D, V], the output matrix in another order in memory; None if the output layer is more than it.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        weight = network.output.weight.detach()
+        is_plain = weight.device.type == "cpu" and difference(network, "output") is None
+        self.columns = (
+            weight.to(torch.promote_types(weight.dtype, torch.float32)).t().contiguous() if is_plain else None
+        )
+        self._library = _library(network, "encoder")
+        self._tensors = encoder.tensors_of(network) if self._library is not None else None
+
+    def last_states(self, inputs: Tensor) -> Tensor:
+        """As `last_states`."""
+        if self._library is None:
+            return last_states(self.network, inputs)
+        inputs = inputs[:, -self.network.max_len :]
+        return encoder.encode(self._library, self.network, inputs, last_places(inputs), self._tensors)
+
+
 def next_item_scores(
-    networks: Sequence[Network], batch: PredictBatch | EvalBatch, columns: Sequence[Tensor | None] | None = None
+    networks: Sequence[Network | Fixed], batch: PredictBatch | EvalBatch
 ) -> Iterator[tuple[slice, Tensor]]:
     """Scores for the item after each history, as `candidate_scores` gives them.
 
@@ -127,18 +152,25 @@ def next_item_scores(
 
     Args:
         networks: of one catalogue.
-        columns: as in `candidate_scores`, for each of them.
     """
-    columns = columns or [None] * len(networks)
     owners = batch.owners if isinstance(batch, EvalBatch) else None
-    first, *others = [last_states(network, batch.inputs, owners) for network in networks]  # [B, D] each
-    for rows, scores in candidate_scores(networks[0], first, batch.seen_rows, batch.seen_items, columns[0]):
-        for network, hidden, matrix in zip(networks[1:], others, columns[1:], strict=True):
+    states = [
+        each.last_states(batch.inputs) if isinstance(each, Fixed) else last_states(each, batch.inputs, owners)
+        for each in networks
+    ]  # [B, D] each
+
+    def scores_of(number: int, rows: slice, seen_rows: Tensor, seen_items: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        each, hidden = networks[number], states[number][rows]
+        if isinstance(each, Fixed):
+            return candidate_scores(each.network, hidden, seen_rows, seen_items, each.columns)
+        return candidate_scores(each, hidden, seen_rows, seen_items)
+
+    for rows, scores in scores_of(0, slice(None), batch.seen_rows, batch.seen_items):
+        for number in range(1, len(networks)):
             seen = (batch.seen_rows >= rows.start) & (batch.seen_rows < rows.stop)
-            seen_rows, seen_items = batch.seen_rows[seen] - rows.start, batch.seen_items[seen]
-            [(_, more)] = candidate_scores(network, hidden[rows], seen_rows, seen_items, matrix)
+            [(_, more)] = scores_of(number, rows, batch.seen_rows[seen] - rows.start, batch.seen_items[seen])
             scores += more
-        yield rows, scores.div_(len(networks)) if others else scores
+        yield rows, scores.div_(len(networks)) if len(networks) > 1 else scores
 
 
 def _edited_output(network: Network) -> Callable[[Tensor], Tensor] | None:

@@ -89,28 +89,36 @@ def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], counts.cumsum()])
 
 
-def encode(library: ctypes.CDLL, network: Network, inputs: Tensor, places: Tensor) -> Tensor:
+def tensors_of(network: Network) -> list[Tensor]:
+    """The table of items and the parameters of the encoder, in the order of the network."""
+    embedding = (network.position_embedding.weight, network.embedding_norm.weight, network.embedding_norm.bias)
+    parameters = (parameter for block in network.blocks for parameter in block.parameters())
+    return [tensor.contiguous() for tensor in (network.item_embedding.weight, *embedding, *parameters)]
+
+
+def encode(
+    library: ctypes.CDLL, network: Network, inputs: Tensor, places: Tensor, tensors: list[Tensor] | None = None
+) -> Tensor:
     """Hidden states [N, D] of the last block at places [N] of the flattened inputs [B, L].
 
     Dropout follows from one number of torch's global generator, whatever the number of threads.
 
     Args:
         library: for the type of the parameters, from `src.kernels.compiler`.
+        tensors: `tensors_of` the network, of one that does not change.
 
     Raises:
         IndexError: if a token is none of the vocabulary.
         ValueError: if a sequence is longer than max_len.
     """
     sizes, sequences, table = Sizes.of(network), Sequences.of(inputs, places), network.item_embedding.weight
-    embedding = (network.position_embedding.weight, network.embedding_norm.weight, network.embedding_norm.bias)
-    parameters = [*embedding, *(parameter for block in network.blocks for parameter in block.parameters())]
     tokens, lengths = sequences.tokens, np.diff(sequences.starts)
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(table):
         raise IndexError(f"a token is not among the {len(table)} of the vocabulary")
     if len(lengths) and lengths.max() > sizes.max_len:
         raise ValueError(f"a sequence of {lengths.max()} tokens is longer than max_len={sizes.max_len}")
     seed = int(torch.randint(2**62, ())) if min(sizes[-3:]) < 256 else 0
-    tensors = [tensor.contiguous() for tensor in (table, *parameters)]
+    tensors = tensors or tensors_of(network)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         hidden: Tensor = _Encode.apply(library, sizes, sequences, seed, network.output.weight is table, *tensors)  # type: ignore[no-untyped-call]
         return hidden

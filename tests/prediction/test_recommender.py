@@ -75,16 +75,17 @@ def test_a_second_output_matrix_changes_no_list(options: dict[str, bool]) -> Non
     network = make_model(seed=5, **options).eval().network
     vocabulary = Vocabulary(pa.array(IDS), COUNTS)
     plain, for_few = Recommender(network, vocabulary), Recommender(network, vocabulary, for_few=True)
-    assert for_few._columns is not None
+    assert for_few._networks[0].columns is not None
     for many in ([["12", "été"]], [[item] for item in IDS]):
         for got, expected in zip(for_few.recommend_with_scores(many), plain.recommend_with_scores(many), strict=True):
             assert [item for item, _ in got] == [item for item, _ in expected]
             assert [score for _, score in got] == pytest.approx([score for _, score in expected])
 
 
-def test_a_second_output_matrix_is_of_no_layer_that_somebody_has_changed() -> None:
+@pytest.mark.parametrize("name", ["output", "blocks.0.attention_norm"])
+def test_what_is_fixed_is_no_layer_that_somebody_has_changed(name: str) -> None:
     model = make_model(seed=5).eval()
-    model.network.output.register_forward_hook(lambda module, inputs, scores: -scores)
+    model.network.get_submodule(name).register_forward_hook(lambda module, inputs, scores: -scores)
     vocabulary = Vocabulary(pa.array(IDS), COUNTS)
     lists = [Recommender(model.network, vocabulary, for_few=few).recommend([["12"]]) for few in (False, True)]
     assert lists[0] == lists[1]
