@@ -22,7 +22,10 @@ LOOPS = [
     ("elementwise.h", "dot += weighted * unit[i]"),
     ("ranks.c", "counts[row] += value >= thresholds[row]"),
 ]
-PROCESSORS = ["-march=x86-64-v3", "-march=x86-64-v4", pytest.param("-march=armv8-a", marks=pytest.mark.slow)]
+PROCESSORS = [
+    "-march=x86-64-v3",
+    *(pytest.param(other, marks=pytest.mark.slow) for other in ("-march=x86-64-v4", "-march=armv8-a")),
+]
 
 
 def vectorised_lines(command: str, processor: str) -> set[tuple[str, int]]:

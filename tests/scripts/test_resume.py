@@ -33,8 +33,11 @@ from tests.scripts.conftest import (
 
 FIVE = ("training.num_epochs=5", "training.lr=0.02", "data.batch_size=6")  # 4 steps an epoch, 20 in all
 VARIANTS = {
-    "dropout": ("model.dropout_rate=0.3",),
-    "validation within epochs": ("training.val_check_interval=0.5", "training.checkpoint_every_n_steps=1"),
+    "dropout, validation within epochs": (
+        "model.dropout_rate=0.3",
+        "training.val_check_interval=0.5",
+        "training.checkpoint_every_n_steps=1",
+    ),
     "every second epoch, schedule": (
         "training.val_check_interval=2",
         "training.scheduler=linear",

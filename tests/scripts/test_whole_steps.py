@@ -24,7 +24,7 @@ ON_DEVICE = ("data.on_device=true", "model.dropout_rate=0.3")
 # The others are parts of these.
 @pytest.mark.parametrize(
     "variant",
-    ["validation within epochs", "every second epoch, schedule", "data on the device", "early stopping"],
+    ["dropout, validation within epochs", "every second epoch, schedule", "data on the device", "early stopping"],
 )
 def test_lists_of_steps_train_as_steps_one_by_one(variant: str, table: Table, tmp_path: Path) -> None:
     settings = (*FIVE, *VARIANTS[variant])
