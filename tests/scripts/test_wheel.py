@@ -131,6 +131,7 @@ def test_help_lists_the_presets(installed: Installed, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_it_trains_and_predicts_in_the_folder_where_it_is_called(
     installed: Installed, table: Table, trained: Run, tmp_path: Path
 ) -> None:
