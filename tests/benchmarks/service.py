@@ -8,6 +8,7 @@ as they are answered, so many at a time.
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import random
 import re
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.benchmarks.common import ROOT, print_table
@@ -82,10 +83,10 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Sends requests, each over a connection that is free or else a new one."""
+    """Sends requests, each over a connection that is free or else a new one, to each service in turn."""
 
-    def __init__(self, port: int, requests: list[bytes]) -> None:
-        self.port, self.requests = port, requests
+    def __init__(self, ports: list[int], requests: list[bytes]) -> None:
+        self.ports, self.requests = itertools.cycle(ports), requests
         self.free: deque[Connection] = deque()  # the next is the one that was idle longest, so that none is closed
         self.milliseconds: list[float] = []
 
@@ -94,7 +95,8 @@ class Client:
         if self.free:
             connection = self.free.popleft()
         else:
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
+            port = next(self.ports)
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
         head = await connection.ask(random.choice(self.requests))
         assert head.startswith(b"HTTP/1.1 200"), head
         self.free.append(connection)
@@ -151,7 +153,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--at-a-time", type=int, default=32, help="requests in flight when throughput is measured")
-    parser.add_argument("--port", type=int, help="of a service that runs already")
+    parser.add_argument("--services", type=int, default=1, help="on as many ports, as behind a proxy")
+    parser.add_argument("--port", type=int, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help="of the service, such as native=false")
     options = parser.parse_args()
@@ -160,8 +163,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "last.ckpt"
         write_checkpoint(checkpoint, options.items, options.length, options.width, options.layers)
-        with service(checkpoint, options.settings) as port:
-            command = [sys.executable, "-m", "tests.benchmarks.service", "--client", f"--port={port}", *sys.argv[1:]]
+        with ExitStack() as stack:
+            ports = [stack.enter_context(service(checkpoint, options.settings)) for _ in range(options.services)]
+            command = [sys.executable, "-m", "tests.benchmarks.service", *sys.argv[1:], "--client"]
+            command += ["--port", *map(str, ports)]
             taken = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     rows = []
     for name, seconds in (("at_rate", options.seconds), ("most", options.seconds / 4)):
