@@ -94,7 +94,7 @@ class BERT4Rec(pl.LightningModule):
             self._ddp_params_and_buffers_to_ignore = names
         self.ranks = Ranks()
         self.epoch_loss = torch.zeros(2)  # over the steps of this epoch and process: sum over targets, their number
-        self.compiles = False  # whether `torch.compile` makes the softmax loss in training, of batches of few shapes
+        self.compiles = False  # whether `torch.compile` makes the loss in training, of batches of few shapes
         self._compiled_loss: Callable[[TrainBatch], Tensor] | None = None
         self.whole_steps: Callable[[Any], Tensor] | None = None  # takes optimiser steps in the place of Lightning
         self.is_recorded = False  # whether CUDA graphs hold these steps
@@ -257,8 +257,8 @@ class BERT4Rec(pl.LightningModule):
         self.log_dict(figures, prog_bar=prefix == "val_")
 
     def configure_optimizers(self) -> Any:
-        is_alone = self._trainer is None or self.trainer.world_size == 1
-        if (self.compiles and is_alone) or self.network.output.weight.device.type not in losses.HAVE_SPARSE:
+        is_alone, device = self._trainer is None or self.trainer.world_size == 1, self.network.output.weight.device
+        if ((self.compiles or self.is_recorded) and is_alone) or device.type not in losses.HAVE_SPARSE:
             self._have_sparse_gradients(False)
         exempt = [] if self.decay_norm_and_bias else [p for p in self.parameters() if p.dim() == 1]
         decayed = [p for p in self.parameters() if p.dim() > 1 or self.decay_norm_and_bias]

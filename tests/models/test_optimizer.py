@@ -143,3 +143,12 @@ def test_fused_kernels_are_for_devices_where_they_were_tried() -> None:
 def test_a_sampled_loss_takes_no_other_optimizer() -> None:
     with pytest.raises(ValueError, match="loss=gbce needs optimizer=adam, not adamw"):
         make_model(loss="gbce", optimizer="adamw").configure_optimizers()
+
+
+@pytest.mark.parametrize("wants", ["compiles", "is_recorded"])
+def test_what_is_compiled_or_recorded_has_no_sparse_gradients(wants: str) -> None:
+    model = make_model(loss="gbce")
+    assert model.network.item_embedding.sparse
+    setattr(model, wants, True)
+    model.configure_optimizers()
+    assert (model.has_sparse_gradients, model.network.item_embedding.sparse) == (False, False)
