@@ -1,8 +1,8 @@
 """Settings that do not go together, each possible by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from .schema import VECTORS, Config, DataConfig, InferenceConfig, validation_metrics
+from .schema import VECTORS, Config, DataConfig, InferenceConfig
 
 ROLES = ("user", "item", "time", "rating")
 
@@ -127,3 +127,8 @@ def _contradictions_in_inference(inference: InferenceConfig) -> Iterator[tuple[s
     if inference.with_scores and len(inference.columns) < 4:
         why = "inference.with_scores=true needs four names, of user, item, rank and score"
         yield "inference.columns", inference.columns, why
+
+
+def validation_metrics(topk: Iterable[int]) -> list[str]:
+    """Names that validation logs for these K, as `training.monitor_metric` takes them."""
+    return [f"val_{name}@{k}" for k in topk for name in ("hit", "ndcg")] + ["val_mrr"]

@@ -4,7 +4,6 @@ The YAML owns the values. It needs neither torch nor data, so that a mistake sho
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -335,7 +334,11 @@ class Config:
         "give a whole number from 0 to 4294967295",
         lambda value: 0 <= value < 2**32,
     )
-    auto: bool = setting("choose model and batch size by data and memory")
+    auto: Any = setting(
+        "choose by the data (true: model and batch size | recipe: windows and loss | false: nothing)",
+        "give true, recipe or false",
+        lambda value: value == "recipe" or isinstance(value, bool),
+    )
     native: Any = switch("compiled CPU kernels (auto: if a C compiler exists | true: required | false: plain PyTorch)")
     output_dir: str = path("folder for checkpoints, logs, metrics.json and predictions.csv")
     data: DataConfig = section()
@@ -343,8 +346,3 @@ class Config:
     training: TrainingConfig = section()
     evaluation: EvaluationConfig = section()
     inference: InferenceConfig = section()
-
-
-def validation_metrics(topk: Iterable[int]) -> list[str]:
-    """Names that validation logs for these K, as `training.monitor_metric` takes them."""
-    return [f"val_{name}@{k}" for k in topk for name in ("hit", "ndcg")] + ["val_mrr"]

@@ -1,6 +1,7 @@
 """The parts of a run from its settings: data module, model and trainer."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,7 +30,7 @@ from ..settings.keys import value_text
 from ..settings.schema import TrainingConfig
 from ..sweep import sweep
 from ..sweep.pruning import Pruning
-from . import auto_size, logs, own_parts, resume
+from . import logs, own_parts, resume, settings_by_data
 from .callbacks import LastCheckpoint, Tf32
 from .checkpoint_io import SafeCheckpointIO
 from .whole_steps import CudaGraphs, WholeSteps
@@ -44,10 +45,11 @@ def ready_data(
 
     Args:
         frame: the table, if it is in memory.
-        given: as for `size_by_data`.
+        given: as for `choose_by_data`.
 
     Returns:
-        The settings, with sizes by the data under `experiment=auto`, the data and the titles of its items.
+        The settings, with what `experiment=auto` and `experiment=best` leave to the data; the data; the titles of its
+        items.
     """
     say = rank_zero_only(print)
     titles = read_titles(config.data.items_file)
@@ -61,7 +63,7 @@ def ready_data(
     least = config.data.min_item_interactions
     say(closing_tables.describe_data(data.summary, config.data.min_interactions, config.data.holdout, least))
     if config.auto:
-        config = size_by_data(config, data, given)
+        config = choose_by_data(config, data, given)
     if config.data.holdout and config.evaluation.filter_seen and data.summary["repeated_targets"]:
         targets = data.summary.get("evaluated_targets", data.summary["evaluated_users"])
         say(
@@ -110,21 +112,25 @@ def compiles(config: Config) -> bool:
     return config.data.on_device is not False and devices.trains_on_cuda(config.training.accelerator)
 
 
-def size_by_data(config: Config, data: BERT4RecDataModule, given: Iterable[str] | None = None) -> Config:
-    """Choose what `experiment=auto` leaves open, say why, and let the data module know.
+def choose_by_data(config: Config, data: BERT4RecDataModule, given: Iterable[str] | None = None) -> Config:
+    """Choose what `experiment=auto` and `experiment=best` leave open, say why, and let the data module know.
 
     Args:
         given: keys that the user has set; None takes those of the command line.
     """
-    config, reasons = auto_size.choose(
-        config,
-        data.summary["train_users"],
-        data.num_items,
-        auto_size.given_keys(HydraConfig.get().overrides.task) if given is None else given,
-        memory.of(torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")),
-    )
+    if given is None:
+        given = settings_by_data.given_keys(HydraConfig.get().overrides.task)
+    users = data.summary["train_users"]
+    if config.auto == "recipe":
+        interactions = data.summary["train_rows"] / users
+        config, reasons = settings_by_data.choose_recipe(config, interactions, data.num_items, set(given))
+    else:
+        device = torch.device("cuda" if devices.trains_on_cuda(config.training.accelerator) else "cpu")
+        config, reasons = settings_by_data.choose_size(config, users, data.num_items, given, memory.of(device))
     rank_zero_only(print)(reasons)
-    data.max_len, data.batch_size = config.model.max_len, config.data.batch_size
+    chosen = build_data(config, data.frame)
+    for each in fields(chosen):
+        setattr(data, each.name, getattr(chosen, each.name))
     return config
 
 

@@ -23,8 +23,8 @@ from src.errors import UserError
 from src.models import BERT4Rec
 from src.runs.folder import RunFolder
 from src.settings import Config, known_keys, parse
+from src.settings.contradictions import validation_metrics
 from src.settings.keys import unknown_key_message, value_text
-from src.settings.schema import validation_metrics
 from src.training import build
 from src.training.train import train
 from tests.models.test_bert4rec import write_table
@@ -238,6 +238,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "steam": seed_preset("steam.csv", 50, 0.5),
     "best": sizes(64, 2, 2, 100)
     | {
+        "auto": "recipe",
         "data.batch_size": 32,
         "data.window_stride": 50,
         "model.dropout_rate": 0.2,

@@ -1,7 +1,8 @@
-"""What follows from the data and the machine: the sizes of `experiment=auto`."""
+"""What follows from the data and the machine: the sizes of `experiment=auto`, the recipe of `experiment=best`."""
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -11,10 +12,42 @@ from ..settings.schema import ModelConfig
 
 PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
+# Interactions a user, on average: MovieLens has 106 and 165, both tables of Amazon Beauty 7. docs/results.md
+SHORT = 30
+MANY_ITEMS = 50_000  # from here on a sample of negatives trains faster than a softmax of all
+SAMPLED = ("training.loss", "training.num_negatives", "training.negative_power")
+WINDOWS = ("data.batch_size", "data.window_stride", "model.max_len")
 SHARE_OF_MEMORY = 0.5  # the rest is for the data, the catalogue's scores and other programs
 
 
-def choose(config: Config, users: int, items: int, given: Iterable[str], memory: int) -> tuple[Config, str]:
+def choose_recipe(config: Config, interactions: float, items: int, given: Iterable[str]) -> tuple[Config, str]:
+    """The settings with windows and loss of `experiment=best/beauty`, as far as this table calls for them.
+
+    Args:
+        interactions: of a user in training, on average. Short histories call for short windows, and the loss.
+        items: in training. Many call for the sampled loss.
+        given: dotted keys that the user has set, which stay as they are.
+
+    Returns:
+        The settings, and a line that says what was chosen and why.
+
+    Raises:
+        UserError: if what was chosen does not go with what was given.
+    """
+    is_short = interactions < SHORT
+    keys = WINDOWS + SAMPLED if is_short else SAMPLED if items >= MANY_ITEMS else ()
+    preset, chosen = _preset("best/beauty"), []
+    for name in keys:
+        if name not in given:
+            section, key = name.split(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{key: preset[section][key]})})
+            chosen.append(f"{name}={preset[section][key]}")
+    check(config)
+    why = f"histories of {interactions:.0f} interactions are {'short' if is_short else 'long'}"
+    return config, f"auto        {why}: {' '.join(chosen) or 'nothing to change'}"
+
+
+def choose_size(config: Config, users: int, items: int, given: Iterable[str], memory: int) -> tuple[Config, str]:
     """The settings with the size of the preset that suits so many users, and a batch that fits the memory.
 
     Args:
@@ -35,8 +68,7 @@ def choose(config: Config, users: int, items: int, given: Iterable[str], memory:
         "medium": f"{SMALL:,} to {LARGE:,} users",
         "large": f"more than {LARGE:,} users",
     }
-    preset = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{name}.yaml"))
-    assert isinstance(preset, dict)
+    preset = _preset(name)
     chosen = {key: value for key, value in preset["model"].items() if f"model.{key}" not in given}
     model = replace(config.model, **chosen)
     lines = [
@@ -74,6 +106,11 @@ def training_bytes(model: ModelConfig, items: int, batch_size: int) -> int:
 def given_keys(overrides: Iterable[str]) -> set[str]:
     """Dotted keys of a command line's overrides, whatever prefix Hydra lets them have."""
     return {override.partition("=")[0].lstrip("+~") for override in overrides}
+
+
+def _preset(name: str) -> dict[str, dict[str, Any]]:
+    preset: Any = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{name}.yaml"))
+    return preset  # type: ignore[no-any-return]
 
 
 def _gib(amount: int) -> str:
