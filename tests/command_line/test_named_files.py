@@ -103,8 +103,7 @@ def test_what_is_made_or_not_read_need_not_be_there(folder: Path) -> None:
         require_for_prediction(parse(composed(*map(quote_text, words))))
 
 
-@pytest.mark.parametrize("script", ["train", "predict"])
-@pytest.mark.parametrize("called", [(), ("RUN_BERT4REC",)])
+@pytest.mark.parametrize(("script", "called"), [("train", ()), ("predict", ()), ("predict", ("RUN_BERT4REC",))])
 def test_it_needs_neither_torch_nor_pandas_and_proposes_what_was_called(
     script: str, called: tuple[str, ...], tmp_path: Path
 ) -> None:
