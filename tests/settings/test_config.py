@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from src.models import BERT4Rec
 from src.runs.folder import RunFolder
 from src.settings import Config, known_keys, parse
 from src.settings.keys import unknown_key_message, value_text
+from src.settings.parse import check
 from src.settings.schema import validation_metrics
 from src.training import build
 from src.training.train import train
@@ -49,6 +51,20 @@ def changed(settings: dict[str, Any]) -> Config:
     for key, value in settings.items():
         OmegaConf.update(config, key, value, force_add=True)
     return parse(config)
+
+
+@functools.cache
+def parsed() -> Config:
+    return parse(default())
+
+
+def with_value(key: str, value: Any) -> Config:
+    """The defaults with one value in place of another, checked: a tenth of the time that OmegaConf takes for all."""
+    config = copy.deepcopy(parsed())
+    section, _, name = key.rpartition(".")
+    setattr(attrgetter(section)(config) if section else config, name, value)
+    check(config)
+    return config
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -332,9 +348,13 @@ def test_sample_preset_keeps_all_its_files_in_a_folder_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_preset_says_how_it_is_run_and_gives_way_to_the_command_line(name: str) -> None:
+def test_preset_says_how_it_is_run(name: str) -> None:
     comments = [line for line in (PRESETS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(re.search(rf"python train_bert4rec\.py experiment={re.escape(name)}( |$)", line) for line in comments)
+
+
+@pytest.mark.parametrize("name", ["best/ml-1m", "sample"])
+def test_a_preset_gives_way_to_the_command_line(name: str) -> None:
     config = parse(composed(f"experiment={name}", "training.lr=0.5", "model.num_layers=5"))
     assert (config.training.lr, config.model.num_layers) == (0.5, 5)
 
@@ -358,7 +378,7 @@ TOO_FAR: dict[str, list[Any]] = {
     "data.holdout": [-1, 3],
     "data.split": ["random", "Time"],
     "data.split_targets": ["last", 0, -1.0, float("inf"), float("nan"), True, None, [1]],
-    "inference.checkpoint_path": ["[]", "[a,]", 3, True, ["a", 1], []],
+    "inference.checkpoint_path": [3, True, ["a", 1], []],
     "data.split_at": [0, 0.0, float("inf"), float("nan"), True, "soon", "2024-13-01", "0001-01-01", [1], "2024-01-31"],
     "data.validation_file": ["v.csv"],
     "model.hidden_units": [0, 63],
@@ -410,8 +430,12 @@ TOO_FAR: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in TOO_FAR.items() for value in values])
 def test_value_out_of_range_is_refused_by_name(key: str, value: Any) -> None:
-    message = refusal({key: value})
+    with pytest.raises(UserError) as caught:
+        with_value(key, value)
+    message = str(caught.value)
     assert message.startswith(f"{key}={value_text(value)} is not possible: ")
+    if value is TOO_FAR[key][0]:
+        assert refusal({key: value}) == message
 
 
 JUST_RIGHT: dict[str, list[Any]] = {
@@ -454,7 +478,8 @@ JUST_RIGHT: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in JUST_RIGHT.items() for value in values])
 def test_value_at_the_edge_of_its_range_is_taken(key: str, value: Any) -> None:
-    assert flat(asdict(changed({key: value}))) == SPEC | ADDED | {key: value}
+    config = changed({key: value}) if value is JUST_RIGHT[key][0] else with_value(key, value)
+    assert flat(asdict(config)) == SPEC | ADDED | {key: value}
 
 
 @pytest.mark.parametrize(
@@ -589,6 +614,8 @@ def test_metrics_that_may_be_monitored() -> None:
         ("evaluation.topk", None),
         ("evaluation.protocols", "full"),
         ("inference.topk", "ten"),
+        ("inference.checkpoint_path", "[]"),
+        ("inference.checkpoint_path", "[a,]"),
         ("model", 3),
     ],
 )
@@ -628,9 +655,13 @@ def test_wrong_type_within_a_list_is_refused_by_name() -> None:
 def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
     expected = f"there is no setting {key}: {hint}"
     assert unknown_key_message(key) == expected
+
+
+@pytest.mark.parametrize("key", ["training.lrr", "modle.max_len", "zzz"])
+def test_unknown_key_on_the_command_line_is_named(key: str) -> None:
     with pytest.raises(ConfigCompositionException) as caught:
         composed(f"{key}=1")
-    assert cli.one_line(caught.value) == expected
+    assert cli.one_line(caught.value) == unknown_key_message(key)
 
 
 @pytest.mark.parametrize(("key", "named"), [("training.lrr", "training.lrr"), ("zzz", "zzz"), ("zzz.lr", "zzz")])
