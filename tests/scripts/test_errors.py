@@ -132,26 +132,16 @@ def test_no_user_to_evaluate(run: Run, tmp_path: Path) -> None:
     assert_one_line(outcome, "data.holdout=2", "data.holdout=0")
 
 
+# One of each kind; tests/settings has the others.
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
         ("training.lrr=0.1", ["training.lrr", "training.lr?"]),
-        ("model.hiden_units=8", ["model.hiden_units", "model.hidden_units"]),
-        ("max_len=9", ["max_len", "model.max_len"]),
         ("nonsense_altogether=1", ["nonsense_altogether", "--help lists every key"]),
         ("+training.lrr=1", ["training.lrr", "training.lr?"]),
         ("+nonsense_altogether=1", ["nonsense_altogether", "--help lists every key"]),
         ("training.num_epochs=many", ["training.num_epochs", "many"]),
-        ("training.num_epochs=1.5", ["training.num_epochs", "1.5"]),
-        ("model.share_embeddings=perhaps", ["model.share_embeddings", "perhaps"]),
-        ("training.lr=null", ["training.lr"]),
-        ("model=5", ["model"]),
         ("model.hidden_units=9", ["model.hidden_units=9", "model.num_heads=2"]),
-        ("model.mask_prob=0", ["model.mask_prob=0"]),
-        ("training.val_check_interval=1.5", ["training.val_check_interval=1.5"]),
-        ("training.monitor_metric=val_ndcg@7", ["training.monitor_metric=val_ndcg@7", "val_ndcg@10"]),
-        ("learning_rate=0.1", ["learning_rate", "training.lr?"]),
-        ("epochs=3", ["epochs", "training.num_epochs?"]),
         (
             "experiment=nonsense",
             ["experiment=nonsense", "ml-1m, paper/beauty, paper/ml-1m", "small, steam"],
@@ -273,7 +263,7 @@ def test_the_full_traceback_comes_when_asked_for(tmp_path: Path, monkeypatch: py
         cli.run(train)
 
 
-@pytest.mark.parametrize("name", ["with space", "key=value", "a=b c", "comma,comma", "it's", "(1)", "100%", "영화"])
+@pytest.mark.parametrize("name", ["a=b it's", "comma,comma", "(1)", "100% 영화"])
 def test_odd_folder_names_work(name: str, trained: Run, tmp_path: Path) -> None:
     data = write_table(tmp_path / name / "ratings.csv", make_rows())
     shutil.copytree(trained.folder, tmp_path / name / "run")

@@ -853,6 +853,7 @@ def test_training_that_ends_before_the_first_validation_is_refused_or_gives_its_
         "training.accelerator": "cpu",
         "training.devices": 1,
         "output_dir": str(tmp_path / "run"),
+        "evaluation.report": False,
     }
     try:
         config, refused = changed(tiny | settings), ""
