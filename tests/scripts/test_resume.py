@@ -267,31 +267,23 @@ def test_the_best_checkpoint_goes_on_as_well(trained: Run, table: Table, tmp_pat
     )
 
 
-def test_predictions_of_the_model_before_do_not_stay_beside_the_new_one(table: Table, tmp_path: Path) -> None:
-    train_here(table, tmp_path, "training.num_epochs=1")
+def test_auto_resumes_where_there_is_something_adds_up_seconds_and_moves_predictions_of_the_model_before(
+    table: Table, tmp_path: Path
+) -> None:
+    first = train_here(table, tmp_path, "training.num_epochs=1", "training.resume=auto")
+    assert "resuming" not in first.out
     (tmp_path / "predictions.csv").write_text("old\n")
-    again = train_here(table, tmp_path, "training.num_epochs=2", "training.resume=true")
+    content = checkpoint(first.last)
+    content["run"]["seconds"] = 1000.0
+    torch.save(content, first.last)
+    again = train_here(table, tmp_path, "training.num_epochs=2", "training.resume=auto")
+    assert "epoch 1, step 1" in again.out
+    assert checkpoint(again.last)["epoch"] == 1
+    assert 1000.0 <= json.loads((tmp_path / "metrics.json").read_text())["seconds"] < 1100.0
     assert not (tmp_path / "predictions.csv").exists()
     (place,) = (tmp_path / "previous").iterdir()
     assert sorted(path.name for path in place.iterdir()) == ["metrics.json", "predictions.csv"]
     assert f"the earlier results went to {place}" in again.out
-
-
-def test_auto_resumes_where_there_is_something(table: Table, tmp_path: Path) -> None:
-    first = train_here(table, tmp_path, "training.num_epochs=1", "training.resume=auto")
-    assert "resuming" not in first.out
-    second = train_here(table, tmp_path, "training.num_epochs=2", "training.resume=auto")
-    assert "epoch 1, step 1" in second.out
-    assert checkpoint(second.last)["epoch"] == 1
-
-
-def test_seconds_are_those_of_all_sessions(table: Table, tmp_path: Path) -> None:
-    train_here(table, tmp_path, "training.num_epochs=1")
-    content = checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    content["run"]["seconds"] = 1000.0
-    torch.save(content, tmp_path / "checkpoints" / "last.ckpt")
-    train_here(table, tmp_path, "training.num_epochs=2", "training.resume=true")
-    assert 1000.0 <= json.loads((tmp_path / "metrics.json").read_text())["seconds"] < 1100.0
 
 
 def test_a_run_that_was_moved_still_knows_its_best_epoch(trained: Run, table: Table, tmp_path: Path) -> None:

@@ -260,25 +260,21 @@ def test_resume_goes_on_to_the_same_weights_as_a_run_in_one_go(table: Table, tmp
 
 def test_resume_chooses_the_best_of_all_epochs_before_and_after(trained: Run, table: Table, tmp_path: Path) -> None:
     settings = ("training.lr=0.02", "data.batch_size=6", f"seed={metrics(trained.folder)['settings']['seed']}")
-    train_here(table, tmp_path, "training.num_epochs=6", *settings)  # the run of `trained` again
-    run = train_here(table, tmp_path, "training.num_epochs=7", "training.resume=true", *settings)
-    validated = [value for step, value in curve(tmp_path, "val_ndcg@10") if step % 4 == 3]
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    run = train_here(table, folder, "training.num_epochs=7", "training.resume=true", *settings)
+    validated = [value for step, value in curve(folder, "val_ndcg@10") if step % 4 == 3]
     assert len(validated) == 7
     assert checkpoint(run.best)["epoch"] == validated.index(max(validated))
 
 
-def test_resume_from_a_named_checkpoint_leaves_that_run_as_it_was(trained: Run, table: Table, tmp_path: Path) -> None:
-    before = files_below(trained.folder)
-    run = train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
-    assert checkpoint(run.last)["epoch"] == 7
-    assert files_below(trained.folder) == before
-
-
-def test_resume_from_elsewhere_archives_what_stands_in_the_output_folder(
+def test_resume_from_elsewhere_leaves_that_run_and_archives_what_stands_in_the_output_folder(
     short: Run, trained: Run, table: Table, tmp_path: Path
 ) -> None:
+    there = files_below(trained.folder)
     before = files_below(shutil.copytree(short.folder, tmp_path, dirs_exist_ok=True))
-    train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
+    run = train_here(table, tmp_path, "training.num_epochs=8", "data.batch_size=6", f"training.resume={trained.last}")
+    assert checkpoint(run.last)["epoch"] == 7
+    assert files_below(trained.folder) == there
     places = list((tmp_path / "previous").iterdir()) if (tmp_path / "previous").exists() else []
     assert [files_below(place) for place in places] == [before]
 
