@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,13 @@ from src.kernels import compiler
 def _one_thread() -> None:
     """Tests run side by side on few cores and compute next to nothing: more threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rare_garbage_collection() -> None:
+    """Else a tenth of all time goes into looking through the half million objects of libraries."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,8 @@ def spoiled(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce"])
 def test_every_loss_is_one_graph_and_gives_the_same(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "aot_eager")
-    model = BERT4Rec(6, hidden_units=8, num_heads=2, num_layers=2, max_len=5, dropout_rate=0.0, loss=loss)
+    layers = 2 if loss == "softmax" else 1  # the network is the same for all, and reading it takes seconds
+    model = BERT4Rec(6, hidden_units=8, num_heads=2, num_layers=layers, max_len=5, dropout_rate=0.0, loss=loss)
     model.compiles = True
     model.configure_optimizers()
     batch = BATCH._replace(negatives=None if loss == "softmax" else NEGATIVES)

@@ -36,7 +36,7 @@ def candidates(scores: list[list[float]], seen: list[set[int]]) -> torch.Tensor:
 
 
 @given(score_tables())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_ranks_equal_sorting_with_ties_against_the_target(
     table: tuple[list[list[float]], list[set[int]], list[int]],
 ) -> None:
@@ -51,7 +51,7 @@ def test_ranks_equal_sorting_with_ties_against_the_target(
 
 
 @given(score_tables(), st.integers(1, ITEMS + 5), st.sampled_from([1, 2, ranking.TOP_K_BLOCK]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_top_k_equals_sorting(table: tuple[list[list[float]], list[set[int]], list[int]], k: int, block: int) -> None:
     """Also where the catalogue is large against k, which small blocks stand for here, and looked through in blocks."""
     scores, seen, _ = table
@@ -136,7 +136,7 @@ def linear_models(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     st.sampled_from([torch.float32, torch.float64]),
     st.sampled_from(["0", "auto"]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_ranks_of_some_rows_at_a_time_equal_those_of_all_scores(
     model: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     seen: list[tuple[int, int]],

@@ -163,6 +163,7 @@ def reviewed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "training.accelerator=cpu",
         f"evaluation.filter_seen={tied}",
         "evaluation.batch_size=9",
+        "evaluation.report=false",
         f"output_dir={folder}/run",
     ]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):

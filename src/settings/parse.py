@@ -31,7 +31,8 @@ def parse(composed: DictConfig) -> Config:
         UserError: for an unknown key, a wrong type, a value out of range, or settings that contradict each other.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        merged = OmegaConf.structured(Config)
+        merged.merge_with(composed)  # OmegaConf.merge copies everything once more
         config = OmegaConf.to_object(merged)
     except UserError:
         raise

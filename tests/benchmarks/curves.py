@@ -1,5 +1,6 @@
 """Draws learning curves: a figure of validation against minutes of training, a line for each run.
 
+pip install -e ".[plots]"
 python -m tests.benchmarks.curves --out curves.png --level "RecTools=0.1618" saved/ml-1m saved/other=label
 
 Prints, for each run, how long it took to reach each of `--reach`. The minutes are those of the

@@ -1,5 +1,6 @@
 """What time and memory grow with: items, length, width, layers, loss, users; table and picture of docs/scale.md.
 
+pip install -e ".[plots]"
 python -m tests.benchmarks.scale --out growth.png
 
 Each line is measured in a process of its own, on one thread, with generated histories as long as the input.

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 
 from src.command_line.named_files import require_for_prediction, require_for_training
-from src.command_line.words import quote_text
 from src.errors import UserError
-from src.settings import Config, parse
+from src.settings import Config
 from tests.scripts.conftest import ROOT
-from tests.settings.test_config import composed
+from tests.settings.test_config import changed
 
 Check = Callable[[Config], None]
 
 
+def given(*words: str) -> Config:
+    return changed(dict(word.split("=", 1) for word in words))
+
+
 def refusal(check: Check, *words: str) -> str:
     with pytest.raises(UserError) as caught:
-        check(parse(composed(*map(quote_text, words))))
+        check(given(*words))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -86,7 +89,7 @@ def test_a_table_that_is_not_there(check: Check, where: str, file: str, parts: l
 )
 def test_any_other_file_that_is_not_there(check: Check, word: str, part: str, folder: Path) -> None:
     here = (f"data.data_dir={folder}/data", "data.data_file=ml-100k.csv", f"output_dir={folder}/run")
-    check(parse(composed(*here)))
+    check(given(*here))
     assert part.replace("{}", str(folder)) in refusal(check, *here, word.replace("{}", str(folder)))
 
 
@@ -97,14 +100,13 @@ def test_what_is_made_or_not_read_need_not_be_there(folder: Path) -> None:
         (f"data.data_dir={folder}/parts", "data.data_file=."),
         (f"data.data_dir={folder}/data", "data.data_file=*.csv"),
     ):
-        require_for_training(parse(composed(*map(quote_text, words))))
+        require_for_training(given(*words))
     for word in ("inference.export=m.onnx", "inference.embeddings=i.csv"):
         words = (f"output_dir={folder}/run", word, "data.data_dir=/nope")
-        require_for_prediction(parse(composed(*map(quote_text, words))))
+        require_for_prediction(given(*words))
 
 
-@pytest.mark.parametrize("script", ["train", "predict"])
-@pytest.mark.parametrize("called", [(), ("RUN_BERT4REC",)])
+@pytest.mark.parametrize(("script", "called"), [("train", ()), ("predict", ()), ("predict", ("RUN_BERT4REC",))])
 def test_it_needs_neither_torch_nor_pandas_and_proposes_what_was_called(
     script: str, called: tuple[str, ...], tmp_path: Path
 ) -> None:

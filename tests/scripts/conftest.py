@@ -3,7 +3,9 @@
 `launch` starts a process of its own, which costs seconds; `call` runs the same code, command line and all, in this one.
 """
 
+import copy
 import csv
+import functools
 import io
 import json
 import os
@@ -145,10 +147,15 @@ def train_here(table: Table, folder: Path, *overrides: str) -> Run:
     return Run(folder, outcome.out)
 
 
-def compose(*overrides: str) -> Config:
-    """The settings that a command line gives."""
+@functools.cache
+def _composed(*overrides: str) -> Config:
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return parse(hydra.compose("bert4rec", list(overrides)))
+
+
+def compose(*overrides: str) -> Config:
+    """The settings that a command line gives."""
+    return copy.deepcopy(_composed(*overrides))
 
 
 def checkpoint(path: Path) -> dict[str, Any]:

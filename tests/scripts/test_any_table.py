@@ -170,18 +170,6 @@ def test_tables_of_almost_nothing(shape: str, tmp_path: Path) -> None:
     assert len(written) == 1 + (2 if shape == "one user" else 3)
 
 
-def test_predictions_as_parquet(trained: Run, table: Table, tmp_path: Path) -> None:
-    for name in ("p.csv", "p.parquet"):
-        checkpoint = f"inference.checkpoint_path={trained.best}"
-        outcome = call(predict, *table.overrides, *TINY, checkpoint, f"inference.output_path={tmp_path / name}")
-        assert (outcome.code, outcome.err) == (0, "")
-    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    columns = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert [list(row) for row in zip(*columns.values(), strict=True)] == rows
-    assert list(columns) == header
-
-
 def test_a_full_disk_at_prediction(trained: Run, table: Table, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("earlier\n")
     (tmp_path / "p.csv.part").symlink_to("/dev/full")

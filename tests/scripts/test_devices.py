@@ -91,7 +91,6 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
     "objective",
     [
         ("training.loss=softmax",),
-        ("training.loss=gbce",),
         ("training.loss=gbce", "training.gradient_clip=0.05"),
         ("training.loss=sampled_softmax", "model.share_embeddings=false", "model.output_bias=true"),
     ],
@@ -136,7 +135,7 @@ def test_two_processes_begin_with_the_weights_that_the_first_one_reads(
     assert_close(one.last, earlier.last, 1e-6)
 
 
-@pytest.mark.parametrize("users", [1, 3, 23])
+@pytest.mark.parametrize("users", [1, 23])
 def test_figures_are_those_of_one_process_whatever_the_count(
     users: int, sessions: Sessions, trained: Run, table: Table, tmp_path: Path, port: int
 ) -> None:
@@ -204,7 +203,7 @@ def test_slurm_trains(sessions: Sessions, table: Table, tmp_path: Path, port: in
 def test_two_processes_stop_and_go_on_as_if_they_had_not(
     sessions: Sessions, table: Table, tmp_path: Path, port: int
 ) -> None:
-    settings = (*TINY, *TWO, "training.num_epochs=15", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
+    settings = (*TINY, *TWO, "training.num_epochs=10", "data.batch_size=3", "training.checkpoint_every_n_steps=1")
     whole = (*table.overrides, *settings, f"output_dir={tmp_path / 'whole'}")
     timed = sessions("train", *whole, environments=torchrun(port))
     assert timed["codes"] == [0, 0], timed["errors"]

@@ -81,16 +81,8 @@ def test_a_missing_checkpoint_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
 
 
-def test_an_unknown_override_in_a_process_of_its_own(tmp_path: Path) -> None:
-    outcome = launch("train_bert4rec.py", "training.num_epoch=3", cwd=tmp_path)
-    assert_one_line(outcome, "training.num_epoch:", "training.num_epochs?")
-    assert outcome.out == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("task", [train, predict])
-def test_missing_file(task: Task, run: Run, tmp_path: Path) -> None:
-    outcome = fails(task, run.folder, f"data.data_dir={tmp_path}", "data.data_file=no.csv")
+def test_a_missing_file_at_prediction(run: Run, tmp_path: Path) -> None:
+    outcome = fails(predict, run.folder, f"data.data_dir={tmp_path}", "data.data_file=no.csv")
     assert_one_line(outcome, f"{tmp_path}/no.csv", "data.data_dir=", "data.data_file=", "experiment=sample")
 
 
@@ -132,26 +124,16 @@ def test_no_user_to_evaluate(run: Run, tmp_path: Path) -> None:
     assert_one_line(outcome, "data.holdout=2", "data.holdout=0")
 
 
+# One of each kind; tests/settings has the others.
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
         ("training.lrr=0.1", ["training.lrr", "training.lr?"]),
-        ("model.hiden_units=8", ["model.hiden_units", "model.hidden_units"]),
-        ("max_len=9", ["max_len", "model.max_len"]),
         ("nonsense_altogether=1", ["nonsense_altogether", "--help lists every key"]),
         ("+training.lrr=1", ["training.lrr", "training.lr?"]),
         ("+nonsense_altogether=1", ["nonsense_altogether", "--help lists every key"]),
         ("training.num_epochs=many", ["training.num_epochs", "many"]),
-        ("training.num_epochs=1.5", ["training.num_epochs", "1.5"]),
-        ("model.share_embeddings=perhaps", ["model.share_embeddings", "perhaps"]),
-        ("training.lr=null", ["training.lr"]),
-        ("model=5", ["model"]),
         ("model.hidden_units=9", ["model.hidden_units=9", "model.num_heads=2"]),
-        ("model.mask_prob=0", ["model.mask_prob=0"]),
-        ("training.val_check_interval=1.5", ["training.val_check_interval=1.5"]),
-        ("training.monitor_metric=val_ndcg@7", ["training.monitor_metric=val_ndcg@7", "val_ndcg@10"]),
-        ("learning_rate=0.1", ["learning_rate", "training.lr?"]),
-        ("epochs=3", ["epochs", "training.num_epochs?"]),
         (
             "experiment=nonsense",
             ["experiment=nonsense", "ml-1m, paper/beauty, paper/ml-1m", "small, steam"],
@@ -205,14 +187,8 @@ def foreign(kind: str, own: Path, path: Path) -> Path:
     """Write a file that is no checkpoint of this program."""
     if kind == "text":
         path.write_text("hello\n")
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "cut short":
-        path.write_bytes(own.read_bytes()[: own.stat().st_size // 2])
     elif kind == "code":
         torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, path)
-    elif kind == "list":
-        torch.save([1, 2], path)
     elif kind == "weights":
         torch.save(checkpoint(own)["state_dict"], path)
     elif kind == "other network":
@@ -222,17 +198,15 @@ def foreign(kind: str, own: Path, path: Path) -> Path:
     return path
 
 
-KINDS = ("text", "empty", "cut short", "code", "list", "weights", "other network")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+# tests/runs has others.
+@pytest.mark.parametrize("kind", ["text", "code", "other network"])
 def test_a_foreign_checkpoint_to_predict_with(kind: str, run: Run, table: Table, tmp_path: Path) -> None:
     (run.folder / "predictions.csv").write_text("user,item\n")
     path = foreign(kind, run.last, tmp_path / "foreign.ckpt")
     assert_one_line(fails(predict, run.folder, *table.overrides, f"inference.checkpoint_path={path}"), str(path))
 
 
-@pytest.mark.parametrize("kind", KINDS[:-1])
+@pytest.mark.parametrize("kind", ["text", "weights"])
 def test_a_foreign_checkpoint_to_resume_from(kind: str, run: Run, table: Table, tmp_path: Path) -> None:
     path = foreign(kind, run.last, tmp_path / "foreign.ckpt")
     assert_one_line(fails(train, run.folder, *table.overrides, f"training.resume={path}"), str(path))
@@ -273,7 +247,7 @@ def test_the_full_traceback_comes_when_asked_for(tmp_path: Path, monkeypatch: py
         cli.run(train)
 
 
-@pytest.mark.parametrize("name", ["with space", "key=value", "a=b c", "comma,comma", "it's", "(1)", "100%", "영화"])
+@pytest.mark.parametrize("name", ["a=b it's", "comma,comma", "(1)", "100% 영화"])
 def test_odd_folder_names_work(name: str, trained: Run, tmp_path: Path) -> None:
     data = write_table(tmp_path / name / "ratings.csv", make_rows())
     shutil.copytree(trained.folder, tmp_path / name / "run")

@@ -16,7 +16,6 @@ from tests.scripts.conftest import (
     TINY,
     Outcome,
     Run,
-    Sessions,
     Table,
     call,
     checkpoint,
@@ -122,11 +121,11 @@ def test_lists_that_cannot_be_used(
     assert all(part in outcome.err for part in parts)
 
 
-def test_export_answers_as_the_script_does(sessions: Sessions, trained: Run, table: Table, tmp_path: Path) -> None:
+def test_export_answers_as_the_script_does(trained: Run, table: Table, tmp_path: Path) -> None:
     path = tmp_path / "out" / "m.onnx"
     nowhere = ("data.data_dir=no such folder", f"output_dir={trained.folder}", "inference.topk=4")
     before = files_below(trained.folder)
-    outcome = sessions.launch("predict", *nowhere, f"inference.export={path}", *TINY, cwd=tmp_path)
+    outcome = call(predict, *nowhere, f"inference.export={path}", *TINY)
     assert (outcome.code, outcome.err) == (0, "")
     assert f"written     {path}, " in outcome.out
     assert files_below(trained.folder) == before
