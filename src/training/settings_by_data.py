@@ -12,7 +12,7 @@ from ..settings.schema import ModelConfig
 
 PRESETS = CONFIGS / "experiment"
 SMALL, LARGE = 10_000, 100_000  # users, as the guide's table of recommended sizes has them
-# Interactions a user, on average: MovieLens has 106 and 165, both tables of Amazon Beauty 7. docs/results.md
+# Interactions of a user in training, on average: MovieLens has 104 and 163, Amazon Beauty 7 (docs/results.md).
 SHORT = 30
 MANY_ITEMS = 50_000  # from here on a sample of negatives trains faster than a softmax of all
 SAMPLED = ("training.loss", "training.num_negatives", "training.negative_power")
