@@ -1,4 +1,4 @@
-"""Sessions of the scripts that cost no start: this program trains once and forks a process for each.
+"""Sessions of the scripts that cost no start: this program loads everything once and forks a process for each.
 
 Reads one JSON object a line: {"script": "train" or "predict", "overrides": [...]} and what is to go wrong:
 "kill_after": seconds, "kill_at": [stage, n] for the n-th write of a checkpoint, "largest_file": bytes, "term_after":
@@ -9,9 +9,6 @@ called. Answers {"codes": [...], "outputs": [...], "errors": [...], "seconds": .
 ended it. With "background" it answers {"processes": [...]} at once, and the rest to a line {"wait": true}.
 """
 
-import contextlib
-import gc
-import io
 import json
 import os
 import resource
@@ -23,10 +20,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
-from unittest import mock
 
+import pytorch_lightning  # noqa: F401
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from src import atomic_files
 from src.command_line import cli
@@ -137,18 +135,6 @@ def run(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"codes": codes, "outputs": outputs, "errors": errors, "seconds": time.perf_counter() - started}
 
 
-def warm_up() -> None:
-    """Train once, so that what a first run loads and sets up, a third of its time, is there for all that follow."""
-    words = ("model.hidden_units=4", "model.num_heads=1", "model.num_layers=1", "model.max_len=4")
-    words += ("training.num_epochs=1", "training.accelerator=cpu", "evaluation.report=false")
-    environment = mock.patch.dict(os.environ)  # to which a script adds
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), environment:
-        Path(folder, "t.csv").write_text("user,item,time\n" + "".join(f"{n % 5},{n},{n}\n" for n in range(25)))
-        sys.argv[1:] = [*words, f"data.data_dir={folder}", "data.data_file=t.csv", f"output_dir={folder}/run"]
-        cli.run(train)
-    gc.freeze()  # or each child would copy the memory that it looks through
-
-
 def _read(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode()
@@ -157,7 +143,6 @@ def _read(file: IO[bytes]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    warm_up()
     background: Iterator[dict[str, Any]] = iter(())
     for line in sys.stdin:
         given = json.loads(line)
